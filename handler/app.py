@@ -1,0 +1,110 @@
+"""The app: the work and the one route."""
+
+import asyncio
+import math
+from contextlib import AsyncExitStack
+from typing import Any
+
+from fastapi import FastAPI, HTTPException, Request, Response
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, Field
+
+from handler.arrival import arrival
+from handler.disconnect import Disconnected, while_connected
+from handler.gate import Gate, GateClosed, GateFull
+from handler.process import draining
+from handler.settings import Settings
+
+CLIENT_CLOSED_REQUEST = 499
+"""nginx's status for a caller that hung up; only the access log sees it."""
+
+
+class Answer(BaseModel):
+    elapsed: float = Field(description="Seconds from the call's arrival to the end of its turn.")
+
+
+class Problem(BaseModel):
+    detail: str = Field(description="What is wrong, and what to do.")
+
+
+RESPONSES: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "The work is done.",
+        "headers": {
+            "Server-Timing": {
+                "description": "Milliseconds waited and worked: `queue;dur=…, work;dur=…`.",
+                "schema": {"type": "string"},
+            }
+        },
+    },
+    503: {
+        "description": "The queue is full, or the service is stopping.",
+        "model": Problem,
+        "headers": {
+            "Retry-After": {
+                "description": "Seconds after which a place is likely.",
+                "schema": {"type": "integer"},
+            }
+        },
+    },
+}
+
+
+async def work(seconds: float) -> None:
+    """Do the useful work: today, sleep for `seconds`."""
+    await asyncio.sleep(seconds)
+
+
+def create_app(settings: Settings | None = None) -> FastAPI:
+    """Make the service, with a gate of its own.
+
+    Without `settings`, those of the environment and `.env` hold.
+    Raises `InvalidSetting`.
+    """
+    settings = settings or Settings.load()
+    gate = Gate(settings.work_seconds, settings.max_waiting)
+    # Within one turn a place comes free, or a stopped service is up again.
+    retry_after = math.ceil(settings.work_seconds)
+
+    app = FastAPI(
+        title="One at a time",
+        description="Does the work of one call after the other, in order of arrival.",
+        lifespan=draining(gate.close),
+    )
+    app.state.settings = settings
+
+    def refusal(reason: str) -> HTTPException:
+        return HTTPException(
+            503,
+            detail=f"{reason}; try again in {retry_after} s.",
+            headers={"Retry-After": str(retry_after)},
+        )
+
+    @app.get("/test", response_model=Answer, responses=RESPONSES)
+    async def test(request: Request, response: Response) -> Answer | Response:
+        """Wait for the turn of this call, do the work, and say how long both took."""
+        arrived = arrival(
+            request.headers.get("x-request-start") if settings.trust_request_start else None
+        )
+        async with AsyncExitStack() as inside:
+            try:
+                async with while_connected(request.receive):
+                    turn = await inside.enter_async_context(gate.turn(arrived))
+            except Disconnected:
+                return Response(status_code=CLIENT_CLOSED_REQUEST)
+            except GateFull:
+                raise refusal(f"The queue is full, at {settings.max_waiting} waiting") from None
+            except GateClosed:
+                raise refusal("The service is stopping") from None
+            await work(settings.work_seconds)
+        response.headers["Server-Timing"] = (
+            f"queue;dur={1e3 * (turn.began - turn.arrived):.3f}, "
+            f"work;dur={1e3 * (turn.ended - turn.began):.3f}"
+        )
+        return Answer(elapsed=turn.elapsed)
+
+    @app.exception_handler(Exception)
+    async def failed(request: Request, error: Exception) -> JSONResponse:
+        return JSONResponse({"detail": "Internal Server Error"}, status_code=500)
+
+    return app

@@ -1,0 +1,37 @@
+"""When a call arrived: `X-Request-Start`, the header in which a proxy stamps a request's arrival.
+
+Its value is `t=` or nothing, then seconds, milliseconds or microseconds since the epoch:
+nginx, HAProxy and Heroku write it, New Relic and Puma read it.
+"""
+
+import re
+import time
+from collections.abc import Callable
+
+MAX_AGE = 300.0
+"""Seconds for which a stamp is believed; an older one comes from a wrong clock."""
+
+_STAMP = re.compile(r"(?:t=)?([0-9]{1,16}(?:\.[0-9]{1,9})?)")
+_UNITS_PER_SECOND = (1.0, 1e3, 1e6)
+
+
+def arrival(
+    request_start: str | None,
+    clock: Callable[[], float] = time.monotonic,
+    wall: Callable[[], float] = time.time,
+) -> float:
+    """Return when a call arrived, in seconds on the monotonic `clock`.
+
+    `request_start` is the header's value; one that is no stamp, lies ahead of the `wall` clock
+    or more than `MAX_AGE` behind it counts as none, and then the call arrived now.
+    Nothing is raised, whatever the value.
+    """
+    now = clock()
+    stamp = _STAMP.fullmatch(request_start or "")
+    if stamp is None:
+        return now
+    for units in _UNITS_PER_SECOND:
+        age = wall() - float(stamp[1]) / units
+        if 0 <= age <= MAX_AGE:
+            return now - age
+    return now

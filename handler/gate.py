@@ -1,0 +1,149 @@
+"""The gate: one caller inside, the rest in line, in order of arrival.
+
+It knows nothing of HTTP.
+All times are seconds on one monotonic clock, which is handed in.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from math import inf
+
+SIMULTANEOUS = 0.26
+"""Calls that arrive within so many seconds of one another get exact steps.
+
+The promise is 0.25 s: people's bursts reach a gateway that far apart.
+The rest is for stamps of arrival, which cross two clocks and jitter by milliseconds.
+Whether the first was answered before the second arrived makes no difference.
+"""
+
+
+class GateFull(Exception):
+    """Raised when the line is as long as it may be; the line is unchanged."""
+
+
+class GateClosed(Exception):
+    """Raised when the gate closed before the caller's turn; its place in line is gone."""
+
+
+class Turn:
+    """One caller's turn: when it arrived, began and ended, in seconds on the gate's clock."""
+
+    __slots__ = ("arrived", "began", "ended")
+
+    def __init__(self, arrived: float, began: float) -> None:
+        self.arrived = arrived
+        self.began = began
+        self.ended = began
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds from arrival to the end of the turn: the answer, exactly as it is sent."""
+        return self.ended - self.arrived
+
+
+class Gate:
+    """Lets callers in one at a time, each for at least `seconds`.
+
+    At most `max_waiting` callers stand in line beside the one inside.
+    `clock` counts seconds and never steps back; an event loop's own clock will not do,
+    since uvloop caches its clock and rounds it to milliseconds.
+    """
+
+    __slots__ = ("_answers", "_clock", "_closed", "_line", "_lock", "_max_waiting", "_seconds")
+
+    def __init__(
+        self, seconds: float, max_waiting: int, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._seconds = seconds
+        self._max_waiting = max_waiting
+        self._clock = clock
+        self._lock = asyncio.Lock()
+        self._line: set[asyncio.Timeout] = set()
+        self._answers: list[Turn] = []
+        self._closed = False
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else "open"
+        inside = "one inside" if self._lock.locked() else "none inside"
+        return f"<Gate {state}, {inside}, {self.waiting} of {self._max_waiting} waiting>"
+
+    @property
+    def waiting(self) -> int:
+        """How many callers stand in line."""
+        return len(self._line)
+
+    @asynccontextmanager
+    async def turn(self, arrived: float) -> AsyncIterator[Turn]:
+        """Wait in line, then hold the gate for the body and until its answer is exact.
+
+        `arrived` is when the call arrived, in seconds on the gate's clock.
+        The turn is complete, and its `elapsed` is the answer, once the context is left.
+
+        Raises `GateFull` at once when the line is full, and `GateClosed` when the gate is or
+        gets closed before the turn begins.
+        A caller that is cancelled in line loses its place; one whose body raises, or is
+        cancelled inside, gives the gate to the next at once and leaves no answer behind.
+        """
+        if self._closed:
+            raise GateClosed
+        if len(self._line) + self._lock.locked() > self._max_waiting:
+            raise GateFull
+        await self._wait()
+        try:
+            turn = Turn(arrived, began=self._clock())
+            yield turn
+            await self._complete(turn)
+        finally:
+            self._lock.release()
+
+    def close(self) -> None:
+        """Send away those in line and take no one more; who is inside finishes."""
+        if self._closed:
+            return
+        self._closed = True
+        now = asyncio.get_running_loop().time()
+        for place in self._line:
+            place.reschedule(now)
+
+    async def _wait(self) -> None:
+        # The lock is fair, and passes the gate on when one it was just granted to is cancelled.
+        try:
+            async with asyncio.timeout(None) as place:
+                self._line.add(place)
+                try:
+                    await self._lock.acquire()
+                finally:
+                    self._line.discard(place)
+        except TimeoutError:
+            raise GateClosed from None
+
+    async def _complete(self, turn: Turn) -> None:
+        # A loop's timers may end early, and an answer's elapsed is measured from its own arrival:
+        # so stay until both comparisons a caller can make of two answers, as floats, come out true.
+        seconds = self._seconds
+        earlier = max(
+            (
+                answer.elapsed
+                for answer in self._answers
+                if abs(turn.arrived - answer.arrived) <= SIMULTANEOUS
+            ),
+            default=-inf,
+        )
+        while True:
+            turn.ended = self._clock()
+            short = max(
+                seconds - (turn.ended - turn.began),
+                seconds - (turn.elapsed - earlier),
+                earlier + seconds - turn.elapsed,
+            )
+            if short <= 0:
+                break
+            await asyncio.sleep(short)
+        # The next answer comes a turn later at the least, so that one from before this span
+        # is further behind it than a turn, whatever their arrivals.
+        self._answers = [
+            answer for answer in self._answers if turn.ended - answer.ended <= SIMULTANEOUS
+        ]
+        self._answers.append(turn)

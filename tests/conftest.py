@@ -1,0 +1,40 @@
+import asyncio
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+
+import pytest
+
+from tests import doors
+from tests.virtual_time import VirtualTimeLoop
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--url", help="test the contract against the service that runs at URL, and nothing else"
+    )
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "door" in metafunc.fixturenames:
+        url = metafunc.config.getoption("url")
+        opened = {"url": partial(doors.running, url)} if url else doors.LOCAL
+        metafunc.parametrize("door", opened.values(), ids=opened, indirect=True, scope="module")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("url"):
+        items[:] = [item for item in items if "door" in getattr(item, "fixturenames", ())]
+
+
+@pytest.fixture(scope="module")
+def door(request: pytest.FixtureRequest) -> Iterator[doors.Door]:
+    with request.param() as opened:
+        yield opened
+
+
+def pytest_asyncio_loop_factories(
+    item: pytest.Item,
+) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
+    if item.get_closest_marker("virtual_time"):
+        return {"virtual": VirtualTimeLoop}
+    return {"asyncio": asyncio.new_event_loop}

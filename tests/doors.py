@@ -1,0 +1,131 @@
+"""The doors by which callers reach the service, behind one interface."""
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+
+import httpx
+from mangum import Mangum
+
+from handler import create_app
+from handler.settings import Settings
+from tests.server import UVICORN, serve
+
+WORK_SECONDS = 0.2
+"""Seconds of a turn at the doors that the tests open themselves."""
+
+
+@dataclass
+class Door:
+    """`burst(n)` calls `GET /test` n times at once and returns the answers in order of return."""
+
+    burst: Callable[[int], list[httpx.Response]]
+    work_seconds: float = WORK_SECONDS
+
+
+async def burst(
+    client: httpx.AsyncClient, calls: int, headers: dict[str, str] | None = None
+) -> list[httpx.Response]:
+    """Call `GET /test` so many times at once; return the answers in order of return."""
+    pending = [client.get("/test", headers=headers) for _ in range(calls)]
+    return [await answer for answer in asyncio.as_completed(pending)]
+
+
+def request_start() -> dict[str, str]:
+    """Stamp a request's arrival, as a proxy does."""
+    return {"X-Request-Start": f"t={time.time():.6f}"}
+
+
+def rest_event(headers: dict[str, str]) -> dict[str, Any]:
+    """Make the event of a REST API for `GET /test`, as far as Mangum reads it."""
+    return {
+        "resource": "/test",
+        "path": "/test",
+        "httpMethod": "GET",
+        "headers": headers,
+        "requestContext": {"resourcePath": "/test", "httpMethod": "GET", "path": "/test"},
+    }
+
+
+@contextmanager
+def asgi() -> Iterator[Door]:
+    """The app called in this process."""
+    app = create_app(Settings(work_seconds=WORK_SECONDS))
+    with asyncio.Runner() as runner, _client(runner, transport=httpx.ASGITransport(app)) as client:
+        yield Door(lambda calls: runner.run(burst(client, calls)))
+
+
+@contextmanager
+def uvicorn(loop: str, http: str) -> Iterator[Door]:
+    """A real server, on one of the event loops and HTTP parsers that uvicorn knows."""
+    command = (*UVICORN, "--loop", loop, "--http", http, "handler.main:app")
+    with (
+        serve(*command, WORK_SECONDS=str(WORK_SECONDS)) as server,
+        asyncio.Runner() as runner,
+        _client(runner, base_url=server.url) as client,
+    ):
+        yield Door(lambda calls: runner.run(burst(client, calls)))
+
+
+@contextmanager
+def mangum() -> Iterator[Door]:
+    """The Lambda handler: a burst is stamped by the gateway, and invoked one after another."""
+    loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)
+    settings = Settings(work_seconds=WORK_SECONDS, trust_request_start=True)
+    handler = Mangum(create_app(settings), lifespan="off")
+
+    def invoke_each(calls: int) -> list[httpx.Response]:
+        events = [rest_event(request_start()) for _ in range(calls)]
+        results = [handler(event, SimpleNamespace()) for event in events]
+        return [
+            httpx.Response(
+                result["statusCode"],
+                headers={
+                    name: value
+                    for name, values in result["multiValueHeaders"].items()
+                    for value in values
+                }
+                | result["headers"],
+                text=result["body"],
+            )
+            for result in results
+        ]
+
+    yield Door(invoke_each)
+    asyncio.set_event_loop(None)
+    loop.close()
+
+
+@contextmanager
+def running(url: str) -> Iterator[Door]:
+    """A running deployment; it works as long as the settings here say."""
+    with asyncio.Runner() as runner, _client(runner, base_url=url) as client:
+        yield Door(
+            lambda calls: runner.run(burst(client, calls, request_start())),
+            Settings.load().work_seconds,
+        )
+
+
+LOCAL: dict[str, Callable[[], AbstractContextManager[Door]]] = {
+    "asgi": asgi,
+    "uvicorn-asyncio": partial(uvicorn, "asyncio", "h11"),
+    "uvicorn-uvloop": partial(uvicorn, "uvloop", "httptools"),
+    "mangum": mangum,
+}
+
+
+@contextmanager
+def _client(
+    runner: asyncio.Runner,
+    transport: httpx.AsyncBaseTransport | None = None,
+    base_url: str = "http://test",
+) -> Iterator[httpx.AsyncClient]:
+    client = httpx.AsyncClient(transport=transport, base_url=base_url, timeout=60)
+    yield client
+    runner.run(client.aclose())

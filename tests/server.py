@@ -1,0 +1,66 @@
+"""A real uvicorn in a process of its own."""
+
+import os
+import queue
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+STARTED = re.compile(r"Uvicorn running on (http://\S+)")
+LIMIT = 30.0
+"""Seconds after which a server that does not start or stop fails the test."""
+
+UVICORN = (sys.executable, "-m", "uvicorn", "--host", "127.0.0.1", "--port", "0")
+PYTHON_M = (sys.executable, "-m", "handler")
+
+
+@dataclass
+class Server:
+    process: "subprocess.Popen[str]"
+    log: list[str] = field(default_factory=list)
+    url: str = ""
+
+    def stop(self) -> int:
+        """Send SIGTERM, and return the exit status."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(LIMIT)
+
+
+@contextmanager
+def serve(*command: str, **environ: str) -> Iterator[Server]:
+    """Start the server `command` with the settings `environ`, and end it afterwards."""
+    process = subprocess.Popen(
+        command,
+        env=os.environ | environ,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+    )
+    server = Server(process)
+    urls: queue.SimpleQueue[str] = queue.SimpleQueue()
+
+    def read() -> None:
+        assert process.stderr
+        for line in process.stderr:
+            server.log.append(line)
+            if started := STARTED.search(line):
+                urls.put(started[1])
+        urls.put("")
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    try:
+        server.url = urls.get(timeout=LIMIT)
+        assert server.url, f"the server did not start: {''.join(server.log)}"
+        yield server
+    finally:
+        if process.poll() is None:
+            server.stop()
+        reader.join()
+        assert process.stderr
+        process.stderr.close()

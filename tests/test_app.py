@@ -1,0 +1,132 @@
+"""The app: its one route, called in this process."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from itertools import count
+
+import httpx
+import pytest
+from fastapi import FastAPI
+
+import handler.app
+from handler import create_app
+from handler.app import CLIENT_CLOSED_REQUEST
+from handler.settings import Settings
+from tests.doors import burst, request_start
+
+WORK_SECONDS = 0.3
+
+
+@pytest.fixture
+def app() -> FastAPI:
+    return create_app(Settings(work_seconds=WORK_SECONDS, max_waiting=4))
+
+
+@pytest.fixture
+async def client(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        yield client
+
+
+async def test_full(client: httpx.AsyncClient) -> None:
+    """Of 20 callers where 4 may wait, 5 are served, and 15 are told at once when to come again."""
+    answers = await burst(client, 20)
+    assert [answer.status_code for answer in answers] == [503] * 15 + [200] * 5
+    for answer in answers[:15]:
+        assert answer.headers["retry-after"] == "1"
+        assert answer.json() == {"detail": "The queue is full, at 4 waiting; try again in 1 s."}
+
+
+@pytest.mark.parametrize(
+    ("work_seconds", "retry_after"), [(0.01, "1"), (1.0, "1"), (2.5, "3"), (3.0, "3")]
+)
+async def test_retry_after(work_seconds: float, retry_after: str) -> None:
+    """`Retry-After` is a turn, in whole seconds: by then one place has come free."""
+    app = create_app(Settings(work_seconds=work_seconds, max_waiting=0))
+    async with httpx.AsyncClient(
+        transport=httpx.ASGITransport(app), base_url="http://test"
+    ) as client:
+        served = asyncio.create_task(client.get("/test"))
+        await asyncio.sleep(0)
+        [refused] = await burst(client, 1)
+        assert refused.headers["retry-after"] == retry_after
+        served.cancel()
+
+
+async def test_failure(client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When the work fails its caller gets a 500 that reveals nothing, and the next is served."""
+    calls = count()
+
+    async def fail_first(seconds: float) -> None:
+        if next(calls) == 0:
+            raise ZeroDivisionError("the secret reason")
+        await asyncio.sleep(seconds)
+
+    monkeypatch.setattr(handler.app, "work", fail_first)
+    failed, served = await burst(client, 2)
+    assert failed.status_code == 500
+    assert failed.json() == {"detail": "Internal Server Error"}
+    assert served.status_code == 200
+    assert served.json()["elapsed"] < 2 * WORK_SECONDS
+
+
+async def test_hang_up(app: FastAPI) -> None:
+    """A caller that hangs up while it waits is done with at once, as nginx logs it."""
+    transport = httpx.ASGITransport(app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        served = asyncio.create_task(client.get("/test"))
+        await asyncio.sleep(0)
+        sent: list[int] = []
+
+        async def receive() -> dict[str, str]:
+            return {"type": "http.disconnect"}
+
+        async def send(message: dict[str, int]) -> None:
+            sent.append(message.get("status", 0))
+
+        scope = {"type": "http", "method": "GET", "path": "/test", "headers": []}
+        await app(scope | {"query_string": b""}, receive, send)  # type: ignore[arg-type]
+        assert sent[0] == CLIENT_CLOSED_REQUEST
+        assert not served.done()
+        assert (await served).status_code == 200
+
+
+@pytest.mark.parametrize("trusted", [True, False])
+async def test_request_start(trusted: bool) -> None:
+    """`X-Request-Start` is where elapsed begins if it is trusted, and is ignored otherwise."""
+    app = create_app(Settings(work_seconds=0.01, trust_request_start=trusted))
+    async with httpx.AsyncClient(
+        transport=httpx.ASGITransport(app), base_url="http://test"
+    ) as client:
+        stamp = float(request_start()["X-Request-Start"].removeprefix("t="))
+        answer = await client.get("/test", headers={"X-Request-Start": f"t={stamp - 100}"})
+        assert (answer.json()["elapsed"] > 100) is trusted
+
+
+async def test_one_route(client: httpx.AsyncClient, app: FastAPI) -> None:
+    """There is one route; other paths and methods get the usual 404 and 405."""
+    assert list(app.openapi()["paths"]) == ["/test"]
+    assert list(app.openapi()["paths"]["/test"]) == ["get"]
+    missing = await client.get("/health")
+    assert (missing.status_code, missing.json()) == (404, {"detail": "Not Found"})
+    posted = await client.post("/test")
+    assert (posted.status_code, posted.headers["allow"]) == (405, "GET")
+
+
+async def test_openapi(client: httpx.AsyncClient) -> None:
+    """OpenAPI describes the 200 and the 503 with their bodies and headers."""
+    document = (await client.get("/openapi.json")).json()
+    responses = document["paths"]["/test"]["get"]["responses"]
+    assert list(responses) == ["200", "503"]
+    schemas = [
+        response["content"]["application/json"]["schema"]["$ref"].rpartition("/")[2]
+        for response in responses.values()
+    ]
+    assert [list(document["components"]["schemas"][name]["properties"]) for name in schemas] == [
+        ["elapsed"],
+        ["detail"],
+    ]
+    assert list(responses["200"]["headers"]) == ["Server-Timing"]
+    assert list(responses["503"]["headers"]) == ["Retry-After"]
+    assert (await client.get("/docs")).status_code == 200

@@ -1,0 +1,96 @@
+"""When a call arrived."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from handler.arrival import MAX_AGE, arrival
+
+NOW = 5000.0
+WALL = 1_795_500_000.0
+"""A day in November 2026, in seconds since the epoch."""
+
+
+def arrived(stamp: str | None) -> float:
+    """Return when a call with this header arrived, for a clock at `NOW` and a wall at `WALL`."""
+    return arrival(stamp, clock=lambda: NOW, wall=lambda: WALL)
+
+
+@pytest.mark.parametrize("prefix", ["", "t="])
+@pytest.mark.parametrize("decimals", ["", ".0", ".000000"])
+@pytest.mark.parametrize("unit", ["", "000", "000000"], ids=["s", "ms", "µs"])
+def test_units(prefix: str, unit: str, decimals: str) -> None:
+    """Seconds, milliseconds and microseconds since the epoch are told apart by size."""
+    assert arrived(f"{prefix}1795499990{unit}{decimals}") == NOW - 10
+
+
+def test_fraction() -> None:
+    """nginx writes seconds with milliseconds as decimals; they count."""
+    assert arrived("t=1795499999.750") == NOW - 0.25
+
+
+def test_no_header() -> None:
+    """Without the header a call arrives when it reaches the app."""
+    assert arrived(None) == NOW
+
+
+@pytest.mark.parametrize("age", [0.0, 1.0, MAX_AGE])
+def test_believed(age: float) -> None:
+    """A stamp counts as long as it lies in the last 300 s."""
+    assert arrived(f"t={WALL - age}") == NOW - age
+
+
+@pytest.mark.parametrize(
+    "age", [-0.001, -1, -3600, MAX_AGE + 0.001, 3600, WALL], ids=lambda age: f"{age} s old"
+)
+def test_disbelieved(age: float) -> None:
+    """A stamp ahead of the clock counts as now, and so does one that is too old."""
+    assert arrived(f"t={WALL - age}") == NOW
+
+
+RUBBISH = [
+    "",
+    " ",
+    "t",
+    "t=",
+    "=1795499990",
+    "T=1795499990",
+    "s=1795499990",
+    "t=t=1795499990",
+    "nan",
+    "t=nan",
+    "inf",
+    "-inf",
+    "t=-1795499990",
+    "+1795499990",
+    "1e9",
+    "1_795_499_990",
+    "1795499990.",
+    ".5",
+    "1795499990.0.0",
+    "1795499990,0",
+    "0x6B05",
+    "1795499990 s",
+    "1795499990, 1795499990",
+    "t=1795499990\n",
+    "t=1795499990\x00",
+    "١٧٩٥٤٩٩٩٩٠",
+    "½",
+    "0",
+    "yesterday",
+    "Tue, 24 Nov 2026",
+    "9" * 17,
+    "9" * 100_000,
+]
+
+
+@pytest.mark.parametrize("rubbish", RUBBISH, ids=lambda text: repr(text[:20]))
+def test_rubbish(rubbish: str) -> None:
+    """What is no stamp counts as none."""
+    assert arrived(rubbish) == NOW
+
+
+@given(st.one_of(st.text(), st.from_regex(r"(t=)?[0-9.eE+-]{0,30}"), st.floats().map(str)))
+def test_anything(value: str) -> None:
+    """Whatever the header says, the call arrived now or in the last 300 s."""
+    assert NOW - MAX_AGE <= arrived(value) <= NOW

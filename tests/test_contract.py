@@ -1,0 +1,73 @@
+"""The promises that a caller can see, at every door; and the acceptance, as it was asked for."""
+
+import asyncio
+import re
+from itertools import pairwise
+
+import httpx
+import pytest
+
+from tests.doors import Door, burst
+from tests.server import PYTHON_M, serve
+
+SERVER_TIMING = re.compile(r"queue;dur=(\d+\.\d{3}), work;dur=(\d+\.\d{3})")
+
+
+def assert_staircase(answers: list[httpx.Response], seconds: float) -> None:
+    """Assert that each answer's elapsed exceeds the one before by `seconds`, either way put."""
+    assert [answer.status_code for answer in answers] == [200] * len(answers)
+    elapsed = [answer.json()["elapsed"] for answer in answers]
+    assert elapsed[0] >= seconds
+    for earlier, later in pairwise(elapsed):
+        assert later - earlier >= seconds
+        assert later >= earlier + seconds
+
+
+def test_an_answer(door: Door) -> None:
+    """A call is answered with the seconds that it took, and nothing else."""
+    [answer] = door.burst(1)
+    assert answer.status_code == 200
+    assert answer.headers["content-type"] == "application/json"
+    assert list(answer.json()) == ["elapsed"]
+    assert isinstance(answer.json()["elapsed"], float)
+    assert answer.json()["elapsed"] >= door.work_seconds
+
+
+def test_server_timing(door: Door) -> None:
+    """`Server-Timing` splits the elapsed time into waiting and working, in milliseconds."""
+    for answer in door.burst(2):
+        timing = SERVER_TIMING.fullmatch(answer.headers["server-timing"])
+        assert timing
+        queue, work = map(float, timing.groups())
+        assert work >= 1e3 * door.work_seconds
+        assert queue + work == pytest.approx(1e3 * answer.json()["elapsed"], abs=0.002)
+
+
+@pytest.mark.parametrize("calls", [2, 4, 8])
+def test_a_burst(door: Door, calls: int) -> None:
+    """Simultaneous calls return one by one, each exactly a turn or more after the one before."""
+    assert_staircase(door.burst(calls), door.work_seconds)
+
+
+def test_a_call_by_itself(door: Door) -> None:
+    """A call that comes when no one else is there waits for no one.
+
+    Two turns before it, so that it is not simultaneous with the last call.
+    """
+    door.burst(2)
+    [answer] = door.burst(1)
+    assert answer.json()["elapsed"] < 2 * door.work_seconds
+
+
+async def test_acceptance() -> None:
+    """Of 2, 4 and 8 simultaneous calls at the real three seconds, each takes at least 3 more.
+
+    The three bursts meet servers of their own, side by side.
+    """
+
+    async def accept(calls: int) -> None:
+        with serve(*PYTHON_M, PORT="0") as server:
+            async with httpx.AsyncClient(base_url=server.url, timeout=60) as client:
+                assert_staircase(await burst(client, calls), 3)
+
+    await asyncio.gather(accept(2), accept(4), accept(8))

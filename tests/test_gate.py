@@ -1,0 +1,404 @@
+"""The gate, on virtual time."""
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+)
+
+from handler.gate import SIMULTANEOUS, Gate, GateClosed, GateFull, Turn
+from tests.virtual_time import TICK, VirtualTimeLoop, run
+
+pytestmark = pytest.mark.virtual_time
+
+SECONDS = 3.0
+SOON = 1e-3
+"""Virtual seconds in which all that is ready gets done."""
+
+
+class Rig:
+    """A gate of `SECONDS` on the running loop's clock, and what its callers did."""
+
+    def __init__(self, max_waiting: int = 1000, seconds: float = SECONDS) -> None:
+        self.clock = asyncio.get_running_loop().time
+        self.gate = Gate(seconds, max_waiting, self.clock)
+        self.seconds = seconds
+        self.inside: set[str] = set()
+        self.served: list[str] = []
+
+    def arrive(
+        self, name: str, work: Callable[[], Coroutine[Any, Any, object]] | None = None
+    ) -> asyncio.Task[Turn]:
+        """Start a caller, that works by sleeping unless told otherwise."""
+
+        async def call() -> Turn:
+            async with self.gate.turn(self.clock()) as turn:
+                assert not self.inside, f"{name} came in beside {self.inside}"
+                self.inside.add(name)
+                try:
+                    await (work() if work else asyncio.sleep(self.seconds))
+                finally:
+                    self.inside.remove(name)
+            self.served.append(name)
+            return turn
+
+        return asyncio.create_task(call())
+
+
+async def fails() -> None:
+    await asyncio.sleep(1)
+    raise ZeroDivisionError
+
+
+def assert_exact(earlier: float, later: float, seconds: float) -> None:
+    assert later - earlier >= seconds
+    assert later >= earlier + seconds
+
+
+async def test_order_of_arrival() -> None:
+    """Callers are served one at a time, in the order in which they arrived."""
+    rig = Rig()
+    names = [f"caller {n}" for n in range(20)]
+    await asyncio.gather(*map(rig.arrive, names))
+    assert rig.served == names
+
+
+async def test_elapsed_includes_the_wait() -> None:
+    """A caller's elapsed runs from its arrival: wait, then work."""
+    rig = Rig()
+    first = rig.arrive("first")
+    await asyncio.sleep(1)
+    second = rig.arrive("second")
+    turn = await second
+    assert (await first).elapsed == pytest.approx(3, abs=SOON)
+    assert turn.began - turn.arrived == pytest.approx(2, abs=SOON)
+    assert turn.ended - turn.began == pytest.approx(3, abs=SOON)
+    assert turn.elapsed == pytest.approx(5, abs=SOON)
+
+
+async def test_a_turn_lasts() -> None:
+    """A turn whose work is done too early still lasts its seconds, and keeps others out."""
+    rig = Rig()
+    first = rig.arrive("first", work=lambda: asyncio.sleep(2.9))
+    second = rig.arrive("second")
+    assert (await first).elapsed >= SECONDS
+    assert (await second).began >= (await first).ended
+
+
+async def test_full() -> None:
+    """A caller beyond the bound is told at once, and those in line keep their places."""
+    rig = Rig(max_waiting=2)
+    callers = [rig.arrive(name) for name in "abcd"]
+    with pytest.raises(GateFull):
+        await callers.pop()
+    assert rig.clock() < SOON
+    assert rig.gate.waiting == 2
+    await asyncio.gather(*callers)
+    assert rig.served == ["a", "b", "c"]
+
+
+async def test_full_without_a_line() -> None:
+    """With no place to wait, one caller is served and the next one is told at once."""
+    rig = Rig(max_waiting=0)
+    inside, refused = rig.arrive("inside"), rig.arrive("refused")
+    with pytest.raises(GateFull):
+        await refused
+    await inside
+    await rig.arrive("later")
+    assert rig.served == ["inside", "later"]
+
+
+async def test_a_place_comes_free() -> None:
+    """Each turn that ends makes place for one more, and for no second one."""
+    rig = Rig(max_waiting=1)
+    first, second = rig.arrive("first"), rig.arrive("second")
+    await first
+    third, fourth = rig.arrive("third"), rig.arrive("fourth")
+    with pytest.raises(GateFull):
+        await fourth
+    await asyncio.gather(second, third)
+    assert rig.served == ["first", "second", "third"]
+
+
+@pytest.mark.parametrize("leaves", range(1, 4), ids=["first", "middle", "last"])
+async def test_cancel_in_line(leaves: int) -> None:
+    """Who is cancelled in line loses its place at once, and no one waits for it."""
+    rig = Rig(max_waiting=3)
+    callers = [rig.arrive(name) for name in "abcd"]
+    await asyncio.sleep(1)
+    callers[leaves].cancel()
+    await asyncio.wait([callers.pop(leaves)])
+    assert rig.clock() == pytest.approx(1, abs=SOON)
+    assert rig.gate.waiting == 2
+    await asyncio.gather(*callers)
+    assert rig.clock() == pytest.approx(3 * SECONDS, abs=SOON)
+
+
+async def test_cancel_when_just_granted() -> None:
+    """Who is cancelled between being granted the gate and coming in passes it on."""
+    rig = Rig()
+
+    async def leave() -> None:
+        async with rig.gate.turn(rig.clock()):
+            pass
+        granted.cancel()
+
+    first = asyncio.create_task(leave())
+    await asyncio.sleep(0)
+    granted, last = rig.arrive("granted"), rig.arrive("last")
+    await asyncio.wait([first, granted])
+    assert granted.cancelled()
+    await last
+    assert rig.served == ["last"]
+    assert rig.clock() == pytest.approx(2 * SECONDS, abs=SOON)
+
+
+@pytest.mark.parametrize("at", [1, 2.95], ids=["working", "kept"])
+async def test_cancel_inside(at: float) -> None:
+    """Who is cancelled inside, at work or kept for exactness, frees the gate at once."""
+    rig = Rig()
+    inside = rig.arrive("inside", work=lambda: asyncio.sleep(2.9))
+    after = rig.arrive("after")
+    await asyncio.sleep(at)
+    inside.cancel()
+    turn = await after
+    assert inside.cancelled()
+    assert turn.began == pytest.approx(at, abs=SOON)
+    assert turn.elapsed < 2 * SECONDS
+
+
+async def test_cancel_after_the_turn() -> None:
+    """A cancellation that comes too late changes nothing."""
+    rig = Rig()
+    done = rig.arrive("done")
+    await done
+    assert not done.cancel()
+    await rig.arrive("next")
+    assert rig.served == ["done", "next"]
+
+
+async def test_failure_inside() -> None:
+    """A body that raises frees the gate at once, and its error comes out unchanged."""
+    rig = Rig()
+    broken, after = rig.arrive("broken", work=fails), rig.arrive("after")
+    with pytest.raises(ZeroDivisionError):
+        await broken
+    turn = await after
+    assert turn.began == pytest.approx(1, abs=SOON)
+    assert turn.elapsed == pytest.approx(4, abs=SOON)
+
+
+async def test_failure_between_two_answers() -> None:
+    """A turn that failed leaves no answer: the next is held to the one before it."""
+    rig = Rig()
+    first = rig.arrive("first")
+    await asyncio.sleep(0.1)
+    broken = rig.arrive("broken", work=fails)
+    await asyncio.sleep(0.1)
+    last = rig.arrive("last")
+    await asyncio.wait([broken])
+    assert_exact((await first).elapsed, (await last).elapsed, SECONDS)
+
+
+async def test_close() -> None:
+    """Closing sends those in line away at once, lets who is inside finish and takes no one more."""
+    rig = Rig()
+    inside, *line = [rig.arrive(name) for name in "abc"]
+    await asyncio.sleep(1)
+    rig.gate.close()
+    rig.gate.close()
+    refusals = await asyncio.gather(*line, rig.arrive("late"), return_exceptions=True)
+    assert [type(refusal) for refusal in refusals] == [GateClosed] * 3
+    assert rig.clock() == pytest.approx(1, abs=SOON)
+    assert (await inside).elapsed >= SECONDS
+
+
+async def test_repr() -> None:
+    """The debugger shows the state, who is inside and how many wait."""
+    rig = Rig(max_waiting=5)
+    assert repr(rig.gate) == "<Gate open, none inside, 0 of 5 waiting>"
+    callers = [rig.arrive(name) for name in "abc"]
+    await asyncio.sleep(0)
+    assert repr(rig.gate) == "<Gate open, one inside, 2 of 5 waiting>"
+    rig.gate.close()
+    await asyncio.gather(*callers, return_exceptions=True)
+    assert repr(rig.gate) == "<Gate closed, none inside, 0 of 5 waiting>"
+
+
+async def test_later_callers_are_not_held() -> None:
+    """A call that arrives later than simultaneously ends its turn when its work is done."""
+    rig = Rig()
+    rig.arrive("first")
+    await asyncio.sleep(SIMULTANEOUS + 0.01)
+    turn = await rig.arrive("later")
+    assert turn.ended - turn.began == pytest.approx(SECONDS, abs=SOON)
+
+
+async def test_memory_is_bounded() -> None:
+    """However many turns there were, the gate remembers those of the last instant."""
+    rig = Rig(seconds=0.01)
+    for _ in range(200):
+        await rig.arrive("caller")
+    assert len(rig.gate._answers) <= SIMULTANEOUS / 0.01 + 1
+
+
+arrivals = st.lists(
+    st.one_of(
+        st.floats(0, 0.25),
+        st.sampled_from([0.0, 0.1, 0.2, 0.3, 0.05, 0.25, 1 / 3, 1e-9]),
+        st.floats(0, 10),
+    ),
+    min_size=2,
+    max_size=8,
+)
+timer_errors = st.lists(st.floats(-0.005, 0.05), min_size=1, max_size=20)
+
+
+@given(
+    arrivals=arrivals,
+    errors=timer_errors,
+    seconds=st.sampled_from([0.01, 0.1, 0.2, 0.3, 1 / 3, 3.0, 3.3]),
+    start=st.sampled_from([0.0, 0.1, 1e3, 987654.321]),
+)
+def test_exact_step(
+    arrivals: list[float], errors: list[float], seconds: float, start: float
+) -> None:
+    """Whatever the stamps of arrival and the timers' errors, simultaneous calls' steps are exact.
+
+    The callers stand in line in the order drawn, which a trusted stamp need not agree with.
+    """
+    drawn = 0
+
+    def timer_error() -> float:
+        nonlocal drawn
+        drawn += 1
+        return errors[drawn % len(errors)]
+
+    async def main() -> list[Turn]:
+        loop = asyncio.get_running_loop()
+        gate = Gate(seconds, len(arrivals), lambda: start + loop.time())
+
+        async def call(arrived: float) -> Turn:
+            async with gate.turn(arrived) as turn:
+                await asyncio.sleep(seconds)
+            return turn
+
+        await asyncio.sleep(max(arrivals))
+        return await asyncio.gather(*(call(start + arrived) for arrived in arrivals))
+
+    turns = run(main(), timer_error)
+    for turn in turns:
+        assert turn.ended - turn.began >= seconds
+    for one, other in pairwise(turns):
+        assert other.began >= one.ended
+    for index, later in enumerate(turns):
+        for earlier in turns[:index]:
+            if abs(later.arrived - earlier.arrived) <= 0.25:
+                assert_exact(earlier.elapsed, later.elapsed, seconds)
+
+
+class GateMachine(RuleBasedStateMachine):
+    """Callers arrive, finish, hang up and fail at will; a list of names is the model."""
+
+    max_waiting = 3
+
+    @initialize()
+    def start(self) -> None:
+        self.loop = VirtualTimeLoop()
+        self.gate = Gate(1.0, self.max_waiting, self.loop.time)
+        self.model: list[asyncio.Task[Turn]] = []
+        self.inside: list[asyncio.Task[Turn]] = []
+        self.outcome: dict[asyncio.Task[Turn], asyncio.Future[None]] = {}
+        self.answers: list[Turn] = []
+
+    def teardown(self) -> None:
+        for task in self.outcome:
+            task.cancel()
+        self.settle()
+        assert self.gate.waiting == 0
+        assert not asyncio.all_tasks(self.loop)
+        self.loop.close()
+
+    def settle(self, seconds: float = SOON) -> None:
+        self.loop.run_until_complete(asyncio.sleep(seconds))
+
+    @rule()
+    def arrive(self) -> None:
+        async def call() -> Turn:
+            task = asyncio.current_task()
+            assert task
+            async with self.gate.turn(self.loop.time()) as turn:
+                self.inside.append(task)
+                try:
+                    await outcome
+                finally:
+                    self.inside.remove(task)
+            return turn
+
+        outcome: asyncio.Future[None] = self.loop.create_future()
+        task = self.loop.create_task(call())
+        self.outcome[task] = outcome
+        self.settle()
+        if len(self.model) > self.max_waiting:
+            assert isinstance(task.exception(), GateFull)
+        else:
+            self.model.append(task)
+
+    @precondition(lambda self: self.model)
+    @rule()
+    def finish(self) -> None:
+        task = self.model.pop(0)
+        self.outcome[task].set_result(None)
+        self.settle(1 + 4 * SIMULTANEOUS)
+        turn = task.result()
+        if self.answers and turn.arrived - self.answers[-1].arrived <= 0.25:
+            assert_exact(self.answers[-1].elapsed, turn.elapsed, 1.0)
+        self.answers.append(turn)
+
+    @precondition(lambda self: self.model)
+    @rule()
+    def fail(self) -> None:
+        task = self.model.pop(0)
+        self.outcome[task].set_exception(ZeroDivisionError())
+        self.settle()
+        assert isinstance(task.exception(), ZeroDivisionError)
+
+    @precondition(lambda self: self.model)
+    @rule(data=st.data())
+    def hang_up(self, data: st.DataObject) -> None:
+        task = self.model.pop(data.draw(st.integers(0, len(self.model) - 1)))
+        task.cancel()
+        self.settle()
+        assert task.cancelled()
+
+    @precondition(lambda self: len(self.model) > 1)
+    @rule()
+    def hang_up_when_just_granted(self) -> None:
+        failed, granted = self.model.pop(0), self.model.pop(0)
+        self.outcome[failed].set_exception(ZeroDivisionError())
+        failed.add_done_callback(lambda _: granted.cancel())
+        self.settle()
+        assert granted.cancelled()
+        assert isinstance(failed.exception(), ZeroDivisionError)
+
+    @rule(seconds=st.floats(TICK, 1))
+    def pause(self, seconds: float) -> None:
+        self.settle(seconds)
+
+    @invariant()
+    def the_first_is_inside_and_the_rest_in_line(self) -> None:
+        assert self.inside == self.model[:1]
+        assert self.gate.waiting == len(self.model[1:])
+
+
+TestGateMachine = GateMachine.TestCase

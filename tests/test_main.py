@@ -1,0 +1,163 @@
+"""The service started as its users start it, in a process of its own."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+
+import httpx
+import pytest
+
+from tests.doors import burst
+from tests.server import LIMIT, PYTHON_M, UVICORN, Server, serve
+
+WORK_SECONDS = 0.3
+COMMANDS = {
+    "asyncio": (*UVICORN, "--loop", "asyncio", "--http", "h11", "handler.main:app"),
+    "uvloop": (*UVICORN, "--loop", "uvloop", "--http", "httptools", "handler.main:app"),
+    "python -m": PYTHON_M,
+}
+MAX_WAITING = 5
+
+
+@pytest.fixture(params=list(COMMANDS.values()), ids=list(COMMANDS))
+def server(request: pytest.FixtureRequest) -> Iterator[Server]:
+    settings = {"WORK_SECONDS": str(WORK_SECONDS), "MAX_WAITING": str(MAX_WAITING), "PORT": "0"}
+    with serve(*request.param, **settings) as server:
+        yield server
+
+
+class Caller:
+    """A connection of its own, that has sent its `GET /test`."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader = reader
+        self.writer = writer
+
+    @classmethod
+    async def call(cls, server: Server, path: str = "/test") -> "Caller":
+        url = httpx.URL(server.url)
+        caller = cls(*await asyncio.open_connection(url.host, url.port))
+        caller.writer.write(f"GET {path} HTTP/1.1\r\nHost: test\r\n\r\n".encode())
+        return caller
+
+    async def status(self) -> int:
+        """Return the status of the answer."""
+        return int((await self.reader.readline()).split()[1])
+
+    async def answer(self) -> tuple[int, list[str], str]:
+        """Return status, header lines and body of an answer after which the server hangs up."""
+        status = await self.status()
+        head, _, body = (await self.reader.read()).decode().partition("\r\n\r\n")
+        await self.hang_up()
+        return status, head.split("\r\n"), body
+
+    async def hang_up(self) -> None:
+        self.writer.close()
+        await self.writer.wait_closed()
+
+
+async def fence(server: Server) -> None:
+    """Return once the server has seen all that happened before: it serves sockets in turn."""
+    caller = await Caller.call(server, "/nothing")
+    assert await caller.status() == 404
+    await caller.hang_up()
+
+
+async def test_hang_up_in_line(server: Server) -> None:
+    """Callers that hang up while they wait free their places at once, and no turn is lost."""
+    served = await Caller.call(server)
+    await fence(server)
+    gone = [await Caller.call(server) for _ in range(MAX_WAITING)]
+    await fence(server)
+    for caller in gone:
+        await caller.hang_up()
+    await fence(server)
+    async with httpx.AsyncClient(base_url=server.url, timeout=LIMIT) as client:
+        answers = await burst(client, MAX_WAITING)
+    assert [answer.status_code for answer in answers] == [200] * MAX_WAITING
+    turns = answers[-1].json()["elapsed"] / WORK_SECONDS
+    assert MAX_WAITING < turns < MAX_WAITING + 1.9
+    assert await served.status() == 200
+    await served.hang_up()
+
+
+async def test_hang_up_inside(server: Server) -> None:
+    """Work that has begun is finished, though its caller hangs up; the next waits for its end."""
+    gone = await Caller.call(server)
+    await fence(server)
+    await gone.hang_up()
+    async with httpx.AsyncClient(base_url=server.url, timeout=LIMIT) as client:
+        [answer] = await burst(client, 1)
+    assert 1.5 * WORK_SECONDS < answer.json()["elapsed"] < 2.9 * WORK_SECONDS
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_stop(server: Server, number: signal.Signals) -> None:
+    """Told to stop, it answers the one that runs, sends the waiting away, and exits 0."""
+    callers = [await Caller.call(server)]
+    await fence(server)
+    callers += [await Caller.call(server) for _ in range(MAX_WAITING)]
+    await fence(server)
+    stopped = time.monotonic()
+    server.process.send_signal(number)
+    answers = [
+        await answer for answer in asyncio.as_completed([caller.answer() for caller in callers])
+    ]
+    assert [status for status, _, _ in answers] == [503] * MAX_WAITING + [200]
+    for _, headers, body in answers[:-1]:
+        assert "retry-after: 1" in headers
+        assert body == '{"detail":"The service is stopping; try again in 1 s."}'
+    assert server.process.wait(LIMIT) == 0
+    assert time.monotonic() - stopped < 4 * WORK_SECONDS
+
+
+def run(*command: str, **environ: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        command,
+        env=os.environ | environ,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=LIMIT,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
+def test_bad_setting(command: tuple[str, ...]) -> None:
+    """A bad setting is refused with one line and exit status 2, whatever starts the service."""
+    done = run(*command, WORK_SECONDS="nan")
+    assert done.returncode == 2
+    assert done.stdout == (
+        "handler: WORK_SECONDS='nan': must be a finite number of seconds above 0\n"
+    )
+
+
+@pytest.mark.parametrize("ask", [("--workers", "2"), ()], ids=["--workers", "WEB_CONCURRENCY"])
+def test_two_workers(ask: tuple[str, ...]) -> None:
+    """A second worker is refused with a line that says why, and uvicorn gives up."""
+    environ = {} if ask else {"WEB_CONCURRENCY": "2"}
+    done = run(*UVICORN, *ask, "handler.main:app", **environ)
+    assert "handler: 2 workers would work on 2 calls at a time; start one" in done.stdout
+    assert "failed to start, stopping the parent process" in done.stdout
+    assert "Traceback" not in done.stdout
+
+
+def test_python_m_is_one_worker() -> None:
+    """`python -m handler` starts one worker, whatever WEB_CONCURRENCY says."""
+    with serve(*PYTHON_M, PORT="0", WEB_CONCURRENCY="2") as server:
+        assert server.stop() == 0
+
+
+def test_reload() -> None:
+    """`--reload`, which serves from a child process too, goes on working."""
+    patient = httpx.HTTPTransport(retries=6)  # the socket is bound before the child listens
+    with (
+        serve(*UVICORN, "--reload", "handler.main:app", WORK_SECONDS="0.01") as server,
+        httpx.Client(base_url=server.url, transport=patient) as client,
+    ):
+        assert client.get("/test").status_code == 200
+        assert server.stop() == 0

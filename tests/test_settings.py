@@ -1,0 +1,112 @@
+"""The settings and their bounds."""
+
+import logging
+from pathlib import Path
+
+import pytest
+
+from handler.settings import InvalidSetting, Settings
+
+NOWHERE = Path("/nonexistent/.env")
+SAMPLE = Path(__file__).parent.parent / ".env.sample"
+
+
+def load(**environ: str) -> Settings:
+    return Settings.load(environ, NOWHERE)
+
+
+def test_defaults() -> None:
+    """With nothing set, the defaults hold."""
+    assert load().model_dump() == {
+        "hostname": "localhost",
+        "port": 8000,
+        "work_seconds": 3.0,
+        "max_waiting": 1000,
+        "trust_request_start": False,
+    }
+
+
+def test_sample() -> None:
+    """The sample lists every setting, each with its default."""
+    assert Settings.load({}, SAMPLE) == load()
+    variables = [line.partition("=")[0] for line in SAMPLE.read_text().splitlines() if "=" in line]
+    assert variables == [name.upper() for name in Settings.model_fields]
+
+
+def test_environment() -> None:
+    """Variables of the environment are read, but for HOSTNAME: that is the machine's name there."""
+    settings = load(
+        HOSTNAME="box",
+        PORT="0",
+        WORK_SECONDS="0.5",
+        MAX_WAITING="0",
+        TRUST_REQUEST_START="true",
+    )
+    assert settings == Settings(port=0, work_seconds=0.5, max_waiting=0, trust_request_start=True)
+
+
+def test_dotenv(tmp_path: Path) -> None:
+    """A `.env` is read, HOSTNAME included; the environment goes before it."""
+    dotenv = tmp_path / ".env"
+    dotenv.write_text("HOSTNAME=0.0.0.0\nPORT=9000\nWORK_SECONDS=1\nOTHER=ignored\n")
+    settings = Settings.load({"HOSTNAME": "box", "PORT": "9001"}, dotenv)
+    assert settings == Settings(hostname="0.0.0.0", port=9001, work_seconds=1)
+
+
+@pytest.mark.parametrize(
+    ("variable", "values", "allowed"),
+    [
+        ("PORT", ["-1", "65536", "80.5", "http", "", "nan"], "a whole number from 0 to 65535"),
+        (
+            "WORK_SECONDS",
+            ["0", "-0.0", "-1", "nan", "inf", "-inf", "1e999", "three", "3s", "3,0", ""],
+            "a finite number of seconds above 0",
+        ),
+        ("MAX_WAITING", ["-1", "1.5", "inf", "nan", "many", ""], "a whole number, 0 or more"),
+        ("TRUST_REQUEST_START", ["2", "perhaps", ""], "true or false"),
+    ],
+)
+def test_invalid(variable: str, values: list[str], allowed: str) -> None:
+    """A bad value is refused in one line, with the variable, the value and what is allowed."""
+    for value in values:
+        with pytest.raises(InvalidSetting) as refusal:
+            load(**{variable: value})
+        assert str(refusal.value) == f"{variable}={value!r}: must be {allowed}"
+
+
+def test_invalid_hostname(tmp_path: Path) -> None:
+    """An empty HOSTNAME in `.env` is refused."""
+    dotenv = tmp_path / ".env"
+    dotenv.write_text("HOSTNAME=\n")
+    with pytest.raises(InvalidSetting, match="HOSTNAME='': must be a host name or IP address"):
+        Settings.load({}, dotenv)
+
+
+def test_several_invalid() -> None:
+    """All bad values are named at once, still in one line."""
+    with pytest.raises(InvalidSetting) as refusal:
+        load(PORT="x", WORK_SECONDS="y")
+    assert str(refusal.value) == (
+        "PORT='x': must be a whole number from 0 to 65535; "
+        "WORK_SECONDS='y': must be a finite number of seconds above 0"
+    )
+
+
+def test_dotenv_without_a_value(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A name alone in `.env` is refused, and a line that is none of a `.env` is warned of."""
+    dotenv = tmp_path / ".env"
+    dotenv.write_text("PORT\n")
+    with pytest.raises(InvalidSetting, match="PORT=None: must be a whole number"):
+        Settings.load({}, dotenv)
+    dotenv.write_text("PORT: 9000\n")
+    with caplog.at_level(logging.WARNING):
+        assert Settings.load({}, dotenv) == load()
+    assert "could not parse statement starting at line 1" in caplog.text
+
+
+def test_dotenv_that_is_not_text(tmp_path: Path) -> None:
+    """A `.env` that cannot be read is refused by its name."""
+    dotenv = tmp_path / ".env"
+    dotenv.write_bytes(b"PORT=\xff\n")
+    with pytest.raises(InvalidSetting, match=r"\.env: must be a readable UTF-8 file: .*0xff"):
+        Settings.load({}, dotenv)

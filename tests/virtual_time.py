@@ -1,0 +1,59 @@
+"""An event loop on virtual time: with nothing left to do, its clock jumps to the next timer."""
+
+import asyncio
+import selectors
+from asyncio import TimerHandle
+from collections.abc import Callable
+from contextvars import Context
+from typing import Any, TypeVarTuple
+
+TICK = 1e-6
+"""Seconds that one pass of the loop takes, so that no wait, however short, lasts for ever."""
+
+Ts = TypeVarTuple("Ts")
+
+
+class JumpingSelector(selectors.DefaultSelector):
+    """A selector that does not wait: it moves its clock `now` on instead."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 0.0
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        events = super().select(0)
+        if not events:
+            if timeout is None:
+                raise RuntimeError("everyone waits, and no timer is set")
+            self.now += max(timeout, TICK)
+        return events
+
+
+class VirtualTimeLoop(asyncio.SelectorEventLoop):
+    """`time()` counts virtual seconds from 0.
+
+    Every timer goes off `timer_error()` seconds late, or early where that is below 0.
+    """
+
+    def __init__(self, timer_error: Callable[[], float] = lambda: 0.0) -> None:
+        self._jumping = JumpingSelector()
+        self._timer_error = timer_error
+        super().__init__(self._jumping)
+
+    def time(self) -> float:
+        return self._jumping.now
+
+    def call_at(
+        self,
+        when: float,
+        callback: Callable[[*Ts], object],
+        *args: *Ts,
+        context: Context | None = None,
+    ) -> TimerHandle:
+        return super().call_at(when + self._timer_error(), callback, *args, context=context)
+
+
+def run(main: Any, timer_error: Callable[[], float] = lambda: 0.0) -> Any:
+    """Run the coroutine `main` in a virtual-time loop of its own and return what it returns."""
+    with asyncio.Runner(loop_factory=lambda: VirtualTimeLoop(timer_error)) as runner:
+        return runner.run(main)
