@@ -121,7 +121,9 @@ class Gate:
 
     async def _complete(self, turn: Turn) -> None:
         # A loop's timers may end early, and an answer's elapsed is measured from its own arrival:
-        # so stay until both comparisons a caller can make of two answers, as floats, come out true.
+        # so stay until the step, computed as its callers will, is long enough. Then, of the floats,
+        # elapsed >= earlier + seconds as well: earlier is at least seconds, so that near the step
+        # the difference is exact (Sterbenz's lemma).
         seconds = self._seconds
         earlier = max(
             (
@@ -136,7 +138,6 @@ class Gate:
             short = max(
                 seconds - (turn.ended - turn.began),
                 seconds - (turn.elapsed - earlier),
-                earlier + seconds - turn.elapsed,
             )
             if short <= 0:
                 break

@@ -10,8 +10,10 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 STARTED = re.compile(r"Uvicorn running on (http://\S+)")
+ROOT = Path(__file__).parent.parent
 LIMIT = 30.0
 """Seconds after which a server that does not start or stop fails the test."""
 
@@ -36,6 +38,7 @@ def serve(*command: str, **environ: str) -> Iterator[Server]:
     """Start the server `command` with the settings `environ`, and end it afterwards."""
     process = subprocess.Popen(
         command,
+        cwd=ROOT,
         env=os.environ | environ,
         stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL,

@@ -2,7 +2,8 @@
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from itertools import pairwise
+from itertools import accumulate, chain, pairwise, repeat
+from math import inf, nextafter, ulp
 from typing import Any
 
 import pytest
@@ -305,6 +306,33 @@ def test_exact_step(
         for earlier in turns[:index]:
             if abs(later.arrived - earlier.arrived) <= 0.25:
                 assert_exact(earlier.elapsed, later.elapsed, seconds)
+
+
+@given(
+    arrived=st.floats(0, 1e6),
+    apart=st.floats(1e-6, 0.25),
+    late=st.floats(1e-3, 0.05),
+    seconds=st.sampled_from([0.1, 0.2, 0.3, 1 / 3, 3.0]),
+)
+def test_exact_to_the_last_bit(arrived: float, apart: float, late: float, seconds: float) -> None:
+    """On a clock that creeps up to the step from bit to bit, neither comparison rounds it away."""
+    ended = arrived + 1 + seconds + late
+    step = arrived + apart + (ended - arrived) + seconds
+    creeping = accumulate(repeat(inf), nextafter, initial=step - 20 * ulp(step))
+    clock = chain([arrived + 1, ended, ended], creeping)
+
+    async def main() -> list[Turn]:
+        gate = Gate(seconds, 0, lambda: next(clock))
+        turns = []
+        for arrival in (arrived, arrived + apart):
+            async with gate.turn(arrival) as turn:
+                pass
+            turns.append(turn)
+        return turns
+
+    first, second = run(main())
+    assert second.arrived - first.arrived <= SIMULTANEOUS
+    assert_exact(first.elapsed, second.elapsed, seconds)
 
 
 class GateMachine(RuleBasedStateMachine):

@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from tests.doors import burst
-from tests.server import LIMIT, PYTHON_M, UVICORN, Server, serve
+from tests.server import LIMIT, PYTHON_M, ROOT, UVICORN, Server, serve
 
 WORK_SECONDS = 0.3
 COMMANDS = {
@@ -117,6 +117,7 @@ async def test_stop(server: Server, number: signal.Signals) -> None:
 def run(*command: str, **environ: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
         command,
+        cwd=ROOT,
         env=os.environ | environ,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
