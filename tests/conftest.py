@@ -3,9 +3,13 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 
 import pytest
+from hypothesis import settings
 
 from tests import doors
 from tests.virtual_time import VirtualTimeLoop
+
+settings.register_profile("no deadline", deadline=None)  # real time is not what these tests test
+settings.load_profile("no deadline")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextvars import Context
 from typing import Any, TypeVarTuple
 
-TICK = 1e-6
+TICK = 1e-5
 """Seconds that one pass of the loop takes, so that no wait, however short, lasts for ever."""
 
 Ts = TypeVarTuple("Ts")
