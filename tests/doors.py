@@ -52,6 +52,22 @@ def rest_event(headers: dict[str, str]) -> dict[str, Any]:
     }
 
 
+def http_api_event(headers: dict[str, str]) -> dict[str, Any]:
+    """Make the event of an HTTP API, payload format 2.0, for `GET /test`."""
+    return {
+        "version": "2.0",
+        "routeKey": "GET /test",
+        "rawPath": "/test",
+        "rawQueryString": "",
+        "headers": headers,
+        "requestContext": {
+            "http": {"method": "GET", "path": "/test", "sourceIp": "127.0.0.1"},
+            "stage": "$default",
+        },
+        "isBase64Encoded": False,
+    }
+
+
 @contextmanager
 def asgi() -> Iterator[Door]:
     """The app called in this process."""

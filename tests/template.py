@@ -1,0 +1,43 @@
+"""The template as CloudFormation gets it: translated by SAM's own translator."""
+
+import os
+import tomllib
+from typing import Any
+from unittest.mock import patch
+
+from samtranslator.translator.transform import transform
+from samtranslator.yaml_helper import yaml_parse
+
+from tests.server import ROOT
+
+
+def source() -> dict[str, Any]:
+    """Return the template as it is written."""
+    template: dict[str, Any] = yaml_parse((ROOT / "template.yaml").read_text())
+    return template
+
+
+class NoManagedPolicies:
+    """The template names none, so that none needs to be looked up at AWS."""
+
+    def load(self) -> dict[str, str]:
+        return {}
+
+
+def deployed() -> dict[str, Any]:
+    """Return the resources that a deployment makes, their Conditions taken into account."""
+    packaged = source()
+    packaged["Resources"]["Function"]["Properties"]["CodeUri"] = "s3://bucket/key"
+    with patch.dict(os.environ, AWS_DEFAULT_REGION="eu-central-1"):
+        template = transform(packaged, {}, NoManagedPolicies())
+    return {
+        name: resource
+        for name, resource in template["Resources"].items()
+        if resource.get("Condition") != "IsLocal"
+    }
+
+
+def samconfig() -> dict[str, Any]:
+    """Return the parameters in samconfig.toml, by command."""
+    config = tomllib.loads((ROOT / "samconfig.toml").read_text())
+    return {command: table["parameters"] for command, table in config["default"].items()}

@@ -1,0 +1,153 @@
+"""The template and samconfig.toml agree with the code, and ask for no more than they need."""
+
+import io
+import os
+import zipfile
+from collections.abc import Iterator
+from importlib.util import find_spec
+from typing import Any
+from unittest.mock import patch
+
+import boto3
+import pytest
+from moto import mock_aws
+
+from handler import create_app
+from handler.gate import SIMULTANEOUS
+from handler.settings import Settings
+from tests import template
+from tests.server import ROOT
+
+
+@pytest.fixture(scope="module")
+def resources() -> dict[str, Any]:
+    return template.deployed()
+
+
+@pytest.fixture(scope="module")
+def function(resources: dict[str, Any]) -> dict[str, Any]:
+    properties: dict[str, Any] = resources["Function"]["Properties"]
+    return properties
+
+
+def walk(node: Any) -> Iterator[dict[str, Any]]:
+    """Yield every mapping in a template, however deep."""
+    if isinstance(node, dict):
+        yield node
+    children = node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
+    for child in children:
+        yield from walk(child)
+
+
+def test_handler(function: dict[str, Any]) -> None:
+    """The handler that Lambda calls is there to import."""
+    module, _, name = function["Handler"].rpartition(".")
+    assert find_spec(module)
+    assert f"\n{name} = Mangum(app" in (ROOT / "handler/main.py").read_text()
+
+
+def test_runtime(function: dict[str, Any]) -> None:
+    """The function runs on the Python of `.python-version`, for which the artifact is compiled."""
+    assert function["Runtime"] == f"python{(ROOT / '.python-version').read_text().strip()}"
+
+
+def test_one_at_a_time(function: dict[str, Any]) -> None:
+    """The function has one environment."""
+    assert function["ReservedConcurrentExecutions"] == 1
+
+
+def test_timeout(function: dict[str, Any]) -> None:
+    """The longest turn that may be asked for ends before Lambda's timeout, with time to start."""
+    longest = template.source()["Parameters"]["WorkSeconds"]["MaxValue"]
+    assert function["Timeout"] >= longest + SIMULTANEOUS + 3
+
+
+def test_settings(function: dict[str, Any]) -> None:
+    """The variables set are settings of the service, and their defaults and bounds are allowed."""
+    variables = function["Environment"]["Variables"]
+    assert variables == {"WORK_SECONDS": {"Ref": "WorkSeconds"}, "TRUST_REQUEST_START": "true"}
+    work_seconds = template.source()["Parameters"]["WorkSeconds"]
+    assert work_seconds["Default"] == Settings().work_seconds
+    for bound in ("MinValue", "MaxValue"):
+        Settings.load({"WORK_SECONDS": str(work_seconds[bound])})
+
+
+def test_local_door() -> None:
+    """SAM CLI routes what the app routes; a deployment has no such API."""
+    body = template.source()["Resources"]["LocalApi"]["Properties"]["DefinitionBody"]
+    routes = {path: list(methods) for path, methods in body["paths"].items()}
+    assert routes == {
+        path: list(methods) for path, methods in create_app(Settings()).openapi()["paths"].items()
+    }
+    integration = body["paths"]["/test"]["get"]["x-amazon-apigateway-integration"]
+    assert integration["type"] == "aws_proxy"
+    assert not [name for name in template.deployed() if name.startswith("LocalApi")]
+
+
+def test_logs(resources: dict[str, Any], function: dict[str, Any]) -> None:
+    """The function logs JSON to a group of its own, which does not keep it for ever."""
+    assert function["LoggingConfig"] == {"LogFormat": "JSON", "LogGroup": {"Ref": "FunctionLogs"}}
+    assert resources["FunctionLogs"]["Properties"]["RetentionInDays"] == 14
+
+
+def test_least_privilege(resources: dict[str, Any]) -> None:
+    """The function may write its own log and nothing else; no policy names a wildcard."""
+    roles = {
+        name: [
+            (statement["Action"], statement["Resource"])
+            for policy in resource["Properties"].get("Policies", [])
+            for statement in policy["PolicyDocument"]["Statement"]
+        ]
+        for name, resource in resources.items()
+        if resource["Type"] == "AWS::IAM::Role"
+    }
+    assert roles == {
+        "FunctionRole": [
+            (
+                ["logs:CreateLogStream", "logs:PutLogEvents"],
+                {"Fn::GetAtt": ["FunctionLogs", "Arn"]},
+            )
+        ]
+    }
+    assert not [node for node in walk(resources) if "ManagedPolicyArns" in node]
+
+
+def test_samconfig() -> None:
+    """What samconfig.toml says is what SAM CLI reads."""
+    assert template.samconfig() == {
+        "global": {"stack_name": "one-at-a-time"},
+        "build": {"build_in_source": True},
+        "validate": {"lint": True},
+        "deploy": {
+            "capabilities": "CAPABILITY_IAM",
+            "confirm_changeset": True,
+            "resolve_s3": True,
+        },
+        "local_start_api": {"warm_containers": "EAGER"},
+    }
+
+
+def test_reserved_concurrency(function: dict[str, Any]) -> None:
+    """The Lambda API takes what the template asks for, and reports it back.
+
+    moto stores the number, and does not enforce it: no more is shown here.
+    """
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as code:
+        code.writestr("handler/main.py", "")
+    credentials = dict.fromkeys(("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"), "testing")
+    with patch.dict(os.environ, credentials), mock_aws():
+        role = boto3.client("iam").create_role(RoleName="role", AssumeRolePolicyDocument="{}")
+        client = boto3.client("lambda", region_name="eu-central-1")
+        client.create_function(
+            FunctionName="function",
+            Role=role["Role"]["Arn"],
+            Code={"ZipFile": archive.getvalue()},
+            **{key: function[key] for key in ("Handler", "Runtime", "Timeout", "MemorySize")},
+        )
+        client.put_function_concurrency(
+            FunctionName="function",
+            ReservedConcurrentExecutions=function["ReservedConcurrentExecutions"],
+        )
+        reported = client.get_function_concurrency(FunctionName="function")
+        assert reported["ReservedConcurrentExecutions"] == 1
