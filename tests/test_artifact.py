@@ -114,6 +114,12 @@ def test_only_what_the_function_imports() -> None:
     assert present - {"__pycache__"} == set(imported)
 
 
+def test_up_to_date() -> None:
+    """The artifact was built from the code as it is: otherwise, `sam build` again."""
+    for source in (ROOT / "handler").glob("*.py"):
+        assert (ARTIFACT / "handler" / source.name).read_text() == source.read_text()
+
+
 def test_compiled_ahead() -> None:
     """Each source has its bytecode beside it, which is used without a look at the source."""
     sources = list(ARTIFACT.rglob("*.py"))
