@@ -16,7 +16,7 @@ from handler import create_app
 from handler.settings import Settings
 from tests.server import UVICORN, serve
 
-WORK_SECONDS = 0.2
+WORK_SECONDS = 0.15
 """Seconds of a turn at the doors that the tests open themselves."""
 
 

@@ -1,6 +1,7 @@
 """The template as CloudFormation gets it: translated by SAM's own translator."""
 
 import os
+import re
 import tomllib
 from typing import Any
 from unittest.mock import patch
@@ -35,6 +36,33 @@ def deployed() -> dict[str, Any]:
         for name, resource in template["Resources"].items()
         if resource.get("Condition") != "IsLocal"
     }
+
+
+def resolve(node: Any, values: dict[str, str]) -> Any:
+    """Replace the intrinsic functions in a part of the template.
+
+    `values` are what `Ref` returns, and under `Name.Attribute` what `Fn::GetAtt` does.
+    """
+    if isinstance(node, list):
+        return [resolve(child, values) for child in node]
+    if not isinstance(node, dict):
+        return node
+    if len(node) == 1:
+        [(function, argument)] = node.items()
+        argument = resolve(argument, values)
+        if function == "Ref":
+            return values[argument]
+        if function == "Fn::GetAtt":
+            return values[".".join(argument)]
+        if function == "Fn::FindInMap":
+            name, key, entry = argument
+            return source()["Mappings"][name][key][entry]
+        if function == "Fn::Join":
+            return argument[0].join(argument[1])
+        if function == "Fn::Sub":
+            text, local = argument if isinstance(argument, list) else (argument, {})
+            return re.sub(r"\$\{([\w:.]+)\}", lambda name: (values | local)[name[1]], text)
+    return {key: resolve(child, values) for key, child in node.items()}
 
 
 def samconfig() -> dict[str, Any]:

@@ -1,14 +1,12 @@
-"""The promises that a caller can see, at every door; and the acceptance, as it was asked for."""
+"""The promises that a caller can see, at every door."""
 
-import asyncio
 import re
 from itertools import pairwise
 
 import httpx
 import pytest
 
-from tests.doors import Door, burst
-from tests.server import PYTHON_M, serve
+from tests.doors import Door
 
 SERVER_TIMING = re.compile(r"queue;dur=(\d+\.\d{3}), work;dur=(\d+\.\d{3})")
 
@@ -57,17 +55,3 @@ def test_a_call_by_itself(door: Door) -> None:
     door.burst(2)
     [answer] = door.burst(1)
     assert answer.json()["elapsed"] < 2 * door.work_seconds
-
-
-async def test_acceptance() -> None:
-    """Of 2, 4 and 8 simultaneous calls at the real three seconds, each takes at least 3 more.
-
-    The three bursts meet servers of their own, side by side.
-    """
-
-    async def accept(calls: int) -> None:
-        with serve(*PYTHON_M, PORT="0") as server:
-            async with httpx.AsyncClient(base_url=server.url, timeout=60) as client:
-                assert_staircase(await burst(client, calls), 3)
-
-    await asyncio.gather(accept(2), accept(4), accept(8))

@@ -13,7 +13,7 @@ import pytest
 from tests.doors import burst
 from tests.server import LIMIT, PYTHON_M, ROOT, UVICORN, Server, serve
 
-WORK_SECONDS = 0.3
+WORK_SECONDS = 0.2
 COMMANDS = {
     "asyncio": (*UVICORN, "--loop", "asyncio", "--http", "h11", "handler.main:app"),
     "uvloop": (*UVICORN, "--loop", "uvloop", "--http", "httptools", "handler.main:app"),

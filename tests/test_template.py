@@ -1,6 +1,7 @@
 """The template and samconfig.toml agree with the code, and ask for no more than they need."""
 
 import io
+import math
 import os
 import zipfile
 from collections.abc import Iterator
@@ -58,7 +59,7 @@ def test_one_at_a_time(function: dict[str, Any]) -> None:
 
 def test_timeout(function: dict[str, Any]) -> None:
     """The longest turn that may be asked for ends before Lambda's timeout, with time to start."""
-    longest = template.source()["Parameters"]["WorkSeconds"]["MaxValue"]
+    longest = max(template.source()["Parameters"]["WorkSeconds"]["AllowedValues"])
     assert function["Timeout"] >= longest + SIMULTANEOUS + 3
 
 
@@ -68,14 +69,44 @@ def test_settings(function: dict[str, Any]) -> None:
     assert variables == {"WORK_SECONDS": {"Ref": "WorkSeconds"}, "TRUST_REQUEST_START": "true"}
     work_seconds = template.source()["Parameters"]["WorkSeconds"]
     assert work_seconds["Default"] == Settings().work_seconds
-    for bound in ("MinValue", "MaxValue"):
-        Settings.load({"WORK_SECONDS": str(work_seconds[bound])})
+    for allowed in work_seconds["AllowedValues"]:
+        Settings.load({"WORK_SECONDS": str(allowed)})
+
+
+def test_admission(resources: dict[str, Any]) -> None:
+    """For each `WorkSeconds` the gateway admits as many callers as get their turn in time."""
+    source = template.source()
+    machine = source["Resources"]["WaitingRoom"]["Properties"]["Definition"]
+    admission = source["Mappings"]["Admission"]
+    allowed = source["Parameters"]["WorkSeconds"]["AllowedValues"]
+    assert list(admission) == [str(seconds) for seconds in allowed]
+    for seconds, row in admission.items():
+        turn = int(seconds) + 0.3
+        assert row["Callers"] * turn <= machine["TimeoutSeconds"] < (row["Callers"] + 4) * turn
+        assert 0.9 <= row["PerSecond"] * turn <= 1
+        assert row["RetryAfter"] == f"'{math.ceil(1 / row['PerSecond'])}'"
+    [settings] = resources["ApiliveStage"]["Properties"]["MethodSettings"]
+    row = template.resolve(settings, {"WorkSeconds": "3"})
+    assert (row["ThrottlingBurstLimit"], row["ThrottlingRateLimit"]) == (8, 0.3)
+    assert (row["ResourcePath"], row["HttpMethod"]) == ("/*", "*")
+
+
+def test_the_wait_ends_before_the_gateway_does() -> None:
+    """A caller that cannot be served is told by the machine, before the gateway gives up."""
+    resources = template.source()["Resources"]
+    machine = resources["WaitingRoom"]["Properties"]["Definition"]
+    method = resources["Api"]["Properties"]["DefinitionBody"]["paths"]["/test"]["get"]
+    timeout = method["x-amazon-apigateway-integration"]["timeoutInMillis"]
+    assert 1000 * machine["TimeoutSeconds"] < timeout <= 29_000
 
 
 def test_local_door() -> None:
-    """SAM CLI routes what the app routes; a deployment has no such API."""
-    body = template.source()["Resources"]["LocalApi"]["Properties"]["DefinitionBody"]
+    """SAM CLI and the gateway route what the app routes; a deployment has no local door."""
+    resources = template.source()["Resources"]
+    body = resources["LocalApi"]["Properties"]["DefinitionBody"]
     routes = {path: list(methods) for path, methods in body["paths"].items()}
+    gateway = resources["Api"]["Properties"]["DefinitionBody"]["paths"]
+    assert routes == {path: list(methods) for path, methods in gateway.items()}
     assert routes == {
         path: list(methods) for path, methods in create_app(Settings()).openapi()["paths"].items()
     }
@@ -85,13 +116,22 @@ def test_local_door() -> None:
 
 
 def test_logs(resources: dict[str, Any], function: dict[str, Any]) -> None:
-    """The function logs JSON to a group of its own, which does not keep it for ever."""
+    """Function and machine log to groups of their own, which do not keep it for ever."""
+    machine_logs = resources["WaitingRoom"]["Properties"]["LoggingConfiguration"]
+    assert machine_logs["Level"] == "ERROR"
+    assert machine_logs["Destinations"] == [
+        {"CloudWatchLogsLogGroup": {"LogGroupArn": {"Fn::GetAtt": ["WaitingRoomLogs", "Arn"]}}}
+    ]
+    assert resources["WaitingRoomLogs"]["Properties"]["RetentionInDays"] == 14
     assert function["LoggingConfig"] == {"LogFormat": "JSON", "LogGroup": {"Ref": "FunctionLogs"}}
     assert resources["FunctionLogs"]["Properties"]["RetentionInDays"] == 14
 
 
 def test_least_privilege(resources: dict[str, Any]) -> None:
-    """The function may write its own log and nothing else; no policy names a wildcard."""
+    """Each role may do its one thing on its one resource.
+
+    The delivery of the machine's log is the exception: its actions know no resource.
+    """
     roles = {
         name: [
             (statement["Action"], statement["Resource"])
@@ -107,7 +147,24 @@ def test_least_privilege(resources: dict[str, Any]) -> None:
                 ["logs:CreateLogStream", "logs:PutLogEvents"],
                 {"Fn::GetAtt": ["FunctionLogs", "Arn"]},
             )
-        ]
+        ],
+        "ApiRole": [("states:StartSyncExecution", {"Ref": "WaitingRoom"})],
+        "WaitingRoomRole": [
+            ("lambda:InvokeFunction", {"Fn::GetAtt": ["Function", "Arn"]}),
+            (
+                [
+                    "logs:CreateLogDelivery",
+                    "logs:GetLogDelivery",
+                    "logs:UpdateLogDelivery",
+                    "logs:DeleteLogDelivery",
+                    "logs:ListLogDeliveries",
+                    "logs:PutResourcePolicy",
+                    "logs:DescribeResourcePolicies",
+                    "logs:DescribeLogGroups",
+                ],
+                "*",
+            ),
+        ],
     }
     assert not [node for node in walk(resources) if "ManagedPolicyArns" in node]
 

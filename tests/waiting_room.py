@@ -1,0 +1,256 @@
+"""The way of a call through a deployment, emulated: gateway, state machine, function.
+
+The gateway's templates are the template's own, rendered by a Velocity engine; the state machine is
+the template's own, run by moto's interpreter; the function is an emulation of Lambda at reserved
+concurrency 1 around a handler of the test's choice.
+"""
+
+import asyncio
+import json
+import math
+import os
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from itertools import pairwise
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import patch
+
+import airspeed
+import boto3
+import httpx
+from botocore.validate import validate_parameters
+from mangum import Mangum
+from moto import mock_aws
+from moto.awslambda.exceptions import LambdaClientError
+from moto.awslambda_simple.models import LambdaSimpleBackend
+from moto.core.config import DefaultConfig
+
+from handler import create_app
+from handler.settings import Settings
+from tests import template
+
+REGION = "eu-central-1"
+ENVIRON = {
+    "AWS_ACCESS_KEY_ID": "testing",
+    "AWS_SECRET_ACCESS_KEY": "testing",
+    "AWS_DEFAULT_REGION": REGION,
+    "AWS_MAX_ATTEMPTS": "1",  # the machine's retries are the only ones
+}
+REQUESTS_PER_SECOND = 10
+"""Synchronous requests that Lambda takes a second, for each unit of reserved concurrency."""
+
+Handle = Callable[[dict[str, Any]], Any]
+
+
+class Function:
+    """Lambda at reserved concurrency 1: takes one call, refuses what overlaps or comes too fast.
+
+    A `handle` that raises is a function that failed.
+    """
+
+    def __init__(self, handle: Handle) -> None:
+        self.handle = handle
+        self.environment = threading.Lock()
+        self.bucket = threading.Lock()
+        self.tokens = float(REQUESTS_PER_SECOND)
+        self.filled = time.monotonic()
+        self.spans: list[tuple[float, float]] = []
+        self.refusals: list[str] = []
+
+    def invoke(self, event: dict[str, Any]) -> Any:
+        with self.bucket:
+            now = time.monotonic()
+            self.tokens = min(
+                REQUESTS_PER_SECOND, self.tokens + (now - self.filled) * REQUESTS_PER_SECOND
+            )
+            self.filled = now
+            if self.tokens < 1:
+                self.refuse("ReservedFunctionInvocationRateLimitExceeded")
+            self.tokens -= 1
+        if not self.environment.acquire(blocking=False):
+            self.refuse("ReservedFunctionConcurrentInvocationLimitExceeded")
+        began = time.monotonic()
+        try:
+            return self.handle(event)
+        finally:
+            self.spans.append((began, time.monotonic()))
+            self.environment.release()
+
+    def overlapped(self) -> bool:
+        """Return whether two invocations that were taken ever overlapped."""
+        return any(one[1] > other[0] for one, other in pairwise(sorted(self.spans)))
+
+    def refuse(self, reason: str) -> None:
+        self.refusals.append(reason)
+        raise LambdaClientError("TooManyRequestsException", f"Rate Exceeded. Reason: {reason}")
+
+
+class Endpoint:
+    """`GET /test` of a deployment around `handle`."""
+
+    def __init__(self, handle: Handle, work_seconds: int = 3) -> None:
+        self.function = Function(handle)
+        name = f"function-{uuid.uuid4()}"
+        FUNCTIONS[name] = self.function
+        resources = template.deployed()
+        role = boto3.client("iam").create_role(RoleName=name, AssumeRolePolicyDocument="{}")
+        role_arn = role["Role"]["Arn"]
+        function = boto3.client("lambda").create_function(
+            FunctionName=name,
+            Runtime="python3.13",
+            Handler="handler.main.handler",
+            Role=role_arn,
+            Code={"ZipFile": b""},
+        )
+        values = {
+            "WorkSeconds": str(work_seconds),
+            "AWS::Partition": "aws",
+            "AWS::Region": REGION,
+            "Function.Arn": function["FunctionArn"],
+            "ApiRole.Arn": role_arn,
+        }
+        machine = resources["WaitingRoom"]["Properties"]
+        substitutions = template.resolve(machine["DefinitionSubstitutions"], values)
+        self.states = boto3.client("stepfunctions")
+        values["WaitingRoom"] = self.states.create_state_machine(
+            name=name,
+            definition=template.resolve(
+                {"Fn::Sub": [template.resolve(machine["DefinitionString"], values), substitutions]},
+                values,
+            ),
+            roleArn=role_arn,
+        )["stateMachineArn"]
+        self.api = template.resolve(resources["Api"]["Properties"]["Body"], values)
+        self.method = self.api["paths"]["/test"]["get"]
+        self.integration = self.method["x-amazon-apigateway-integration"]
+
+    def request(self, epoch: float) -> dict[str, str]:
+        """Render what the gateway asks of StartSyncExecution for a call that arrived at `epoch`."""
+        context = {"context": {"requestTimeEpoch": math.floor(epoch * 1000)}}
+        rendered = render(self.integration["requestTemplates"]["application/json"], context)
+        request: dict[str, str] = json.loads(rendered)
+        operation = self.states.meta.service_model.operation_model("StartSyncExecution")
+        validate_parameters(request, operation.input_shape)
+        return request
+
+    def response(self, status: int, body: dict[str, Any]) -> httpx.Response:
+        """Render what the caller gets for an answer of StartSyncExecution."""
+        responses = self.integration["responses"]
+        response = responses.get(str(status), responses["default"])
+        override: dict[str, Any] = {"header": {}}
+        rendered = render(
+            response["responseTemplates"]["application/json"],
+            {"input": Input(body), "util": Util(), "context": {"responseOverride": override}},
+        )
+        final = str(override.get("status", response["statusCode"]))
+        headers = override["header"] | {
+            parameter.rpartition(".")[2]: value.strip("'")
+            for parameter, value in response.get("responseParameters", {}).items()
+        }
+        declared = self.method["responses"][final]
+        assert headers.keys() <= declared.get("headers", {}).keys()
+        return httpx.Response(
+            int(final), headers={"Content-Type": "application/json"} | headers, text=rendered
+        )
+
+    def call(self) -> httpx.Response:
+        """Let one call go all the way."""
+        request = self.request(time.time())
+        execution = self.states.start_execution(name=str(uuid.uuid4()), **request)
+        while True:
+            outcome = self.states.describe_execution(executionArn=execution["executionArn"])
+            if outcome["status"] != "RUNNING":
+                break
+            time.sleep(0.1)  # moto has no StartSyncExecution to wait in
+        known = ("status", "output", "error", "cause")
+        return self.response(200, {key: outcome[key] for key in known if key in outcome})
+
+    def burst(self, calls: int) -> list[httpx.Response]:
+        """Let so many calls go at once; return the answers in order of return."""
+        answers: list[httpx.Response] = []
+        with ThreadPoolExecutor(calls) as callers:
+            for call in [callers.submit(self.call) for _ in range(calls)]:
+                call.add_done_callback(lambda call: answers.append(call.result()))
+        return answers
+
+
+@contextmanager
+def environment(work_seconds: float) -> Iterator[Handle]:
+    """Start an execution environment of the real Lambda handler, in a thread of its own."""
+
+    def start() -> Mangum:
+        asyncio.set_event_loop(asyncio.new_event_loop())
+        settings = Settings(work_seconds=work_seconds, trust_request_start=True)
+        return Mangum(create_app(settings), lifespan="off")
+
+    def stop() -> None:
+        asyncio.get_event_loop().close()
+
+    with ThreadPoolExecutor(1) as thread:
+        handler = thread.submit(start).result()
+        yield lambda event: thread.submit(handler, event, SimpleNamespace()).result()
+        thread.submit(stop).result()
+
+
+class Input:
+    """API Gateway's `$input`."""
+
+    def __init__(self, body: dict[str, Any]) -> None:
+        self.body = body
+
+    def path(self, path: str) -> Any:
+        assert path == "$"
+        return self.body
+
+
+class Util:
+    """API Gateway's `$util`."""
+
+    def parseJson(self, text: str) -> Any:  # noqa: N802
+        return json.loads(text)
+
+
+def render(source: str, names: dict[str, Any]) -> str:
+    rendered: str = airspeed.Template(source).merge(names)
+    return rendered
+
+
+FUNCTIONS: dict[str, Function] = {}
+
+
+def _invoke(
+    backend: object,
+    function_name: str,
+    qualifier: str | None,
+    body: str,
+    headers: object,
+    response_headers: dict[str, str],
+) -> bytes:
+    function = FUNCTIONS[function_name.rpartition(":")[2]]
+    try:
+        return json.dumps(function.invoke(json.loads(body))).encode()
+    except LambdaClientError:
+        raise
+    except Exception as error:
+        response_headers["x-amz-function-error"] = "Unhandled"
+        return json.dumps({"errorType": type(error).__name__, "errorMessage": str(error)}).encode()
+
+
+@contextmanager
+def emulation() -> Iterator[None]:
+    """Emulate AWS for the endpoints made in the body."""
+    simple: DefaultConfig = {
+        "stepfunctions": {"execute_state_machine": True},
+        "lambda": {"use_docker": False},
+    }
+    with (
+        patch.dict(os.environ, ENVIRON),
+        patch.object(LambdaSimpleBackend, "invoke", _invoke),
+        mock_aws(config=simple),
+    ):
+        yield
