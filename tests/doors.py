@@ -121,7 +121,7 @@ def mangum() -> Iterator[Door]:
 @contextmanager
 def running(url: str) -> Iterator[Door]:
     """A running deployment; it works as long as the settings here say."""
-    with asyncio.Runner() as runner, _client(runner, base_url=url) as client:
+    with asyncio.Runner() as runner, _client(runner, base_url=url.removesuffix("/test")) as client:
         yield Door(
             lambda calls: runner.run(burst(client, calls, request_start())),
             Settings.load().work_seconds,

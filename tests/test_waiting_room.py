@@ -74,7 +74,7 @@ def test_the_function_fails() -> None:
 
     with environment(WORK_SECONDS) as handler:
         endpoint = Endpoint(fail_first)
-        failed, served = endpoint.call(), endpoint.call()
+        [failed], [served] = endpoint.burst(1), endpoint.burst(1)
     assert failed.status_code == 500
     assert failed.json() == {"detail": "Internal Server Error"}
     assert served.status_code == 200

@@ -158,9 +158,9 @@ class Endpoint:
             int(final), headers={"Content-Type": "application/json"} | headers, text=rendered
         )
 
-    def call(self) -> httpx.Response:
-        """Let one call go all the way."""
-        request = self.request(time.time())
+    def call(self, arrived: float) -> httpx.Response:
+        """Let one call, which `arrived` at the gateway, go all the way."""
+        request = self.request(arrived)
         execution = self.states.start_execution(name=str(uuid.uuid4()), **request)
         while True:
             outcome = self.states.describe_execution(executionArn=execution["executionArn"])
@@ -174,7 +174,8 @@ class Endpoint:
         """Let so many calls go at once; return the answers in order of return."""
         answers: list[httpx.Response] = []
         with ThreadPoolExecutor(calls) as callers:
-            for call in [callers.submit(self.call) for _ in range(calls)]:
+            arrived = time.time()
+            for call in [callers.submit(self.call, arrived) for _ in range(calls)]:
                 call.add_done_callback(lambda call: answers.append(call.result()))
         return answers
 

@@ -1,0 +1,38 @@
+"""What a person would write, or put in front, instead: for the probe's tests and the benchmark."""
+
+import asyncio
+import json
+import os
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from fastapi import FastAPI
+
+WORK_SECONDS = float(os.environ.get("WORK_SECONDS", "3"))
+
+bare_lock = FastAPI()
+unlocked = FastAPI()
+lock = asyncio.Lock()
+
+
+@bare_lock.get("/test")
+async def locked_test() -> dict[str, float]:
+    began = time.monotonic()
+    async with lock:
+        await asyncio.sleep(WORK_SECONDS)
+    return {"elapsed": time.monotonic() - began}
+
+
+@unlocked.get("/test")
+async def unlocked_test() -> dict[str, float]:
+    began = time.monotonic()
+    await asyncio.sleep(WORK_SECONDS)
+    return {"elapsed": time.monotonic() - began}
+
+
+def wsgi(environ: dict[str, Any], start_response: Callable[..., object]) -> Iterable[bytes]:
+    began = time.monotonic()
+    time.sleep(WORK_SECONDS)
+    start_response("200 OK", [("Content-Type", "application/json")])
+    return [json.dumps({"elapsed": time.monotonic() - began}).encode()]
