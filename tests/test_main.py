@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
+from tests.callers import Caller, fence
 from tests.doors import burst
 from tests.server import LIMIT, PYTHON_M, ROOT, UVICORN, Server, serve
 
@@ -29,89 +30,61 @@ def server(request: pytest.FixtureRequest) -> Iterator[Server]:
         yield server
 
 
-class Caller:
-    """A connection of its own, that has sent its `GET /test`."""
-
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.reader = reader
-        self.writer = writer
-
-    @classmethod
-    async def call(cls, server: Server, path: str = "/test") -> "Caller":
-        url = httpx.URL(server.url)
-        caller = cls(*await asyncio.open_connection(url.host, url.port))
-        caller.writer.write(f"GET {path} HTTP/1.1\r\nHost: test\r\n\r\n".encode())
-        return caller
-
-    async def status(self) -> int:
-        """Return the status of the answer."""
-        return int((await self.reader.readline()).split()[1])
-
-    async def answer(self) -> tuple[int, list[str], str]:
-        """Return status, header lines and body of an answer after which the server hangs up."""
-        status = await self.status()
-        head, _, body = (await self.reader.read()).decode().partition("\r\n\r\n")
-        await self.hang_up()
-        return status, head.split("\r\n"), body
-
-    async def hang_up(self) -> None:
-        self.writer.close()
-        await self.writer.wait_closed()
-
-
-async def fence(server: Server) -> None:
-    """Return once the server has seen all that happened before: it serves sockets in turn."""
-    caller = await Caller.call(server, "/nothing")
-    assert await caller.status() == 404
-    await caller.hang_up()
-
-
 async def test_hang_up_in_line(server: Server) -> None:
     """Callers that hang up while they wait free their places at once, and no turn is lost."""
-    served = await Caller.call(server)
-    await fence(server)
-    gone = [await Caller.call(server) for _ in range(MAX_WAITING)]
-    await fence(server)
+    served = await Caller.call(server.url)
+    await fence(server.url)
+    gone = [await Caller.call(server.url) for _ in range(MAX_WAITING)]
+    await fence(server.url)
     for caller in gone:
         await caller.hang_up()
-    await fence(server)
+    await fence(server.url)
     async with httpx.AsyncClient(base_url=server.url, timeout=LIMIT) as client:
         answers = await burst(client, MAX_WAITING)
     assert [answer.status_code for answer in answers] == [200] * MAX_WAITING
     turns = answers[-1].json()["elapsed"] / WORK_SECONDS
     assert MAX_WAITING < turns < MAX_WAITING + 1.9
-    assert await served.status() == 200
-    await served.hang_up()
+    assert (await served.answer()).status == 200
 
 
 async def test_hang_up_inside(server: Server) -> None:
     """Work that has begun is finished, though its caller hangs up; the next waits for its end."""
-    gone = await Caller.call(server)
-    await fence(server)
+    gone = await Caller.call(server.url)
+    await fence(server.url)
     await gone.hang_up()
     async with httpx.AsyncClient(base_url=server.url, timeout=LIMIT) as client:
         [answer] = await burst(client, 1)
     assert 1.5 * WORK_SECONDS < answer.json()["elapsed"] < 2.9 * WORK_SECONDS
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-async def test_stop(server: Server, number: signal.Signals) -> None:
+@pytest.mark.parametrize(
+    ("command", "number"),
+    [
+        ("asyncio", signal.SIGTERM),
+        ("uvloop", signal.SIGTERM),
+        ("python -m", signal.SIGTERM),
+        ("python -m", signal.SIGINT),
+    ],
+)
+async def test_stop(command: str, number: signal.Signals) -> None:
     """Told to stop, it answers the one that runs, sends the waiting away, and exits 0."""
-    callers = [await Caller.call(server)]
-    await fence(server)
-    callers += [await Caller.call(server) for _ in range(MAX_WAITING)]
-    await fence(server)
-    stopped = time.monotonic()
-    server.process.send_signal(number)
-    answers = [
-        await answer for answer in asyncio.as_completed([caller.answer() for caller in callers])
-    ]
-    assert [status for status, _, _ in answers] == [503] * MAX_WAITING + [200]
-    for _, headers, body in answers[:-1]:
-        assert "retry-after: 1" in headers
-        assert body == '{"detail":"The service is stopping; try again in 1 s."}'
-    assert server.process.wait(LIMIT) == 0
-    assert time.monotonic() - stopped < 4 * WORK_SECONDS
+    turn = 1.0
+    with serve(*COMMANDS[command], WORK_SECONDS=str(turn), PORT="0") as server:
+        callers = [await Caller.call(server.url)]
+        await fence(server.url)
+        callers += [await Caller.call(server.url) for _ in range(5)]
+        await fence(server.url)
+        stopped = time.monotonic()
+        server.process.send_signal(number)
+        answers = [
+            await answer for answer in asyncio.as_completed([caller.answer() for caller in callers])
+        ]
+        assert [answer.status for answer in answers] == [503] * 5 + [200]
+        for refused in answers[:-1]:
+            assert refused.headers["retry-after"] == "1"
+            assert refused.body == b'{"detail":"The service is stopping; try again in 1 s."}'
+        assert server.process.wait(LIMIT) == 0
+        assert time.monotonic() - stopped < 2 * turn
 
 
 def run(*command: str, **environ: str) -> "subprocess.CompletedProcess[str]":

@@ -1,0 +1,272 @@
+"""Ours beside what a person would write, or put in front, instead.  python -m tests.benchmark
+
+Prints one table, all of it measured in one run on this machine; that takes some five minutes.
+"""
+
+import asyncio
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+
+from rich.console import Console
+from rich.table import Table
+
+from tests.callers import Answer, Caller
+from tests.server import UVICORN, serve
+
+WORK_SECONDS = 0.02
+LIMIT = 120.0
+"""Seconds after which a caller without an answer counts as broken off."""
+
+BOUND = 4
+"""How many may wait where the bound is tried."""
+
+HAPROXY = """
+defaults
+  mode http
+  timeout connect 5s
+  timeout client 300s
+  timeout server 300s
+  timeout queue 300s
+frontend in
+  bind 127.0.0.1:{port}
+  maxconn 10000
+  default_backend one
+backend one
+  server app {app} maxconn 1 maxqueue {bound}
+"""
+
+
+@dataclass
+class Running:
+    """A contender that runs: where to call it, and the processes to weigh and to stop."""
+
+    url: str
+    pids: list[int]
+    stop: Callable[[], None]
+
+    def memory(self) -> int:
+        """Return the resident memory of its processes, in bytes."""
+        return sum(
+            int(line.split()[1]) * 1024
+            for pid in self.pids
+            for line in Path(f"/proc/{pid}/status").read_text().splitlines()
+            if line.startswith("VmRSS")
+        )
+
+
+@contextmanager
+def uvicorn(app: str, bound: int, work_seconds: float) -> Iterator[Running]:
+    command = (*UVICORN, "--no-access-log", "--loop", "uvloop", app)
+    settings = {"WORK_SECONDS": str(work_seconds), "MAX_WAITING": str(bound)}
+    with serve(*command, **settings) as server:
+        process = server.process
+        yield Running(server.url, [process.pid], lambda: process.send_signal(signal.SIGTERM))
+
+
+@contextmanager
+def program(*command: str, port: int, **environ: str) -> Iterator[Running]:
+    """Start a server that is told its port, and wait until it listens."""
+    process = subprocess.Popen(
+        command, env=environ, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        while True:
+            try:
+                with socket.create_connection(("127.0.0.1", port)):
+                    break
+            except ConnectionRefusedError:
+                time.sleep(0.05)
+        yield Running(
+            f"http://127.0.0.1:{port}", [process.pid], lambda: process.send_signal(signal.SIGTERM)
+        )
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@contextmanager
+def gunicorn(bound: int, work_seconds: float) -> Iterator[Running]:
+    port = free_port()
+    command = [sys.executable, "-m", "gunicorn", "--backlog", str(bound), "--timeout", "300"]
+    with program(
+        *command,
+        *("--bind", f"127.0.0.1:{port}", "tests.rivals:wsgi"),
+        port=port,
+        WORK_SECONDS=str(work_seconds),
+    ) as running:
+        yield running
+
+
+@contextmanager
+def haproxy(bound: int, work_seconds: float) -> Iterator[Running]:
+    with ExitStack() as stack:
+        app = stack.enter_context(uvicorn("tests.rivals:unlocked", bound, work_seconds))
+        port = free_port()
+        config = stack.enter_context(NamedTemporaryFile("w", suffix=".cfg"))
+        config.write(HAPROXY.format(port=port, app=app.url.removeprefix("http://"), bound=bound))
+        config.flush()
+        front = stack.enter_context(program("haproxy", "-db", "-f", config.name, port=port))
+        yield Running(front.url, front.pids + app.pids, front.stop)
+
+
+Contender = Callable[[int, float], AbstractContextManager[Running]]
+CONTENDERS: dict[str, Contender] = {
+    "ours": lambda bound, seconds: uvicorn("handler.main:app", bound, seconds),
+    "asyncio.Lock": lambda bound, seconds: uvicorn("tests.rivals:bare_lock", bound, seconds),
+    "gunicorn sync": gunicorn,
+    "HAProxy maxconn 1": haproxy,
+}
+
+
+async def answer(caller: Caller) -> Answer | None:
+    """Return a caller's answer, or None where the connection broke or nothing came."""
+    try:
+        async with asyncio.timeout(LIMIT):
+            return await caller.answer()
+    except (asyncio.IncompleteReadError, ConnectionError, TimeoutError):
+        return None
+
+
+async def burst(running: Running, calls: int) -> list[Answer | None]:
+    """Call so many times at once; return the answers in order of return."""
+    callers = await asyncio.gather(*(Caller.call(running.url) for _ in range(calls)))
+    return [await one for one in asyncio.as_completed([answer(caller) for caller in callers])]
+
+
+async def short_steps(contender: Contender) -> str:
+    """Count the steps that are short of a turn, by the answers' own elapsed."""
+    steps = short = 0
+    with contender(10_000, WORK_SECONDS) as running:
+        for _ in range(10):
+            answers = [one for one in await burst(running, 51) if one]
+            elapsed = [json.loads(one.body)["elapsed"] for one in answers]
+            steps += len(elapsed) - 1
+            short += sum(
+                later - earlier < WORK_SECONDS or later < earlier + WORK_SECONDS
+                for earlier, later in pairwise(elapsed)
+            )
+    return f"{1000 * short / steps:.0f}"
+
+
+async def over_the_limit(contender: Contender, calls: int) -> str:
+    """Return the milliseconds a turn took over `WORK_SECONDS`, seen by the callers' clock."""
+    with contender(10_000, WORK_SECONDS) as running:
+        await burst(running, 1)
+        began = time.monotonic()
+        answers = await burst(running, calls)
+        spent = time.monotonic() - began
+    served = sum(one is not None and one.status == 200 for one in answers)
+    if served < calls:
+        return f"{calls - served} not served"
+    return f"{1e3 * (spent / calls - WORK_SECONDS):.2f} ms"
+
+
+async def memory(contender: Contender) -> str:
+    """Return the memory that a waiting caller takes, in KiB."""
+    waiting = 1000
+    with contender(10_000, 60.0) as running:
+        first = await Caller.call(running.url)
+        await asyncio.sleep(1)
+        before = running.memory()
+        callers = await asyncio.gather(*(Caller.call(running.url) for _ in range(waiting)))
+        await asyncio.sleep(2)
+        after = running.memory()
+        for caller in [first, *callers]:
+            await caller.hang_up()
+        for pid in running.pids:
+            os.kill(pid, signal.SIGKILL)
+    return f"{(after - before) / waiting / 1024:.1f} KiB"
+
+
+async def turns_lost(contender: Contender) -> str:
+    """Count the turns that 20 callers cost the next one by hanging up while they waited."""
+    seconds = 0.2
+    with contender(10_000, seconds) as running:
+        served = await Caller.call(running.url)
+        gone = [await Caller.call(running.url) for _ in range(20)]
+        await asyncio.sleep(seconds / 4)
+        for caller in gone:
+            await caller.hang_up()
+        began = time.monotonic()
+        [one] = await burst(running, 1)
+        turns = (time.monotonic() - began) / seconds
+        assert one
+        await served.hang_up()
+    return f"{int(turns - 0.9)}"
+
+
+async def beyond_the_bound(contender: Contender) -> str:
+    """Tell what 20 callers get where one is served and `BOUND` may wait."""
+    with contender(BOUND, 0.2) as running:
+        return tell(await burst(running, 20))
+
+
+async def stop(contender: Contender) -> str:
+    """Tell what one running and five waiting callers get when the process is told to stop."""
+    with contender(10_000, 1.0) as running:
+        callers = [await Caller.call(running.url) for _ in range(6)]
+        await asyncio.sleep(0.3)
+        running.stop()
+        return tell(await asyncio.gather(*map(answer, callers)))
+
+
+def tell(answers: list[Answer | None]) -> str:
+    def kind(one: Answer | None) -> str:
+        if one is None:
+            return "broken off"
+        return f"{one.status}" + (" with Retry-After" if "retry-after" in one.headers else "")
+
+    return ", ".join(f"{count} x {what}" for what, count in Counter(map(kind, answers)).items())
+
+
+def rows() -> Iterator[tuple[str, Callable[[Contender], Awaitable[str]]]]:
+    """Yield what is measured, by the name of its row."""
+    yield "short steps per thousand", short_steps
+    for calls in (10, 100, 1000, 5000):
+        yield (
+            f"a turn over its {1e3 * WORK_SECONDS:.0f} ms, {calls:,} waiting",
+            partial(over_the_limit, calls=calls),
+        )
+    yield "memory per waiting caller", memory
+    yield "turns lost to 20 that hung up", turns_lost
+    yield f"20 callers where {BOUND} may wait", beyond_the_bound
+    yield "SIGTERM: 1 running, 5 waiting", stop
+
+
+async def main() -> None:
+    table = Table("", *CONTENDERS)
+    for name, measure in rows():
+        cells = []
+        for contender in CONTENDERS:
+            if contender.startswith("HAProxy") and not shutil.which("haproxy"):
+                cells.append("not installed")
+            else:
+                cells.append(await measure(CONTENDERS[contender]))
+            print(f"{name}: {contender}: {cells[-1]}", file=sys.stderr)
+        table.add_row(name, *cells)
+    Console(width=140).print(table)
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

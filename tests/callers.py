@@ -1,0 +1,59 @@
+"""Callers that hold a connection each, below any HTTP client: they can hang up, or misbehave."""
+
+import asyncio
+from contextlib import suppress
+from dataclasses import dataclass
+
+import httpx
+
+
+@dataclass
+class Answer:
+    status: int
+    headers: httpx.Headers
+    body: bytes
+
+
+class Caller:
+    """A connection of its own, on which a request was sent."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader = reader
+        self.writer = writer
+
+    @classmethod
+    async def connect(cls, url: str) -> "Caller":
+        """Connect to the server at `url` and send nothing yet."""
+        server = httpx.URL(url)
+        return cls(*await asyncio.open_connection(server.host, server.port))
+
+    @classmethod
+    async def call(cls, url: str, path: str = "/test") -> "Caller":
+        """Connect to the server at `url` and send `GET path`."""
+        caller = await cls.connect(url)
+        caller.writer.write(f"GET {path} HTTP/1.1\r\nHost: test\r\n\r\n".encode())
+        return caller
+
+    async def answer(self) -> Answer:
+        """Return the answer and hang up.
+
+        Raises `asyncio.IncompleteReadError` or `ConnectionError` when the connection breaks.
+        """
+        try:
+            head = (await self.reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
+            headers = httpx.Headers(dict(line.split(": ", 1) for line in head[1:] if line))
+            body = await self.reader.readexactly(int(headers["content-length"]))
+            return Answer(int(head[0].split()[1]), headers, body)
+        finally:
+            await self.hang_up()
+
+    async def hang_up(self) -> None:
+        self.writer.close()
+        with suppress(ConnectionError):
+            await self.writer.wait_closed()
+
+
+async def fence(url: str) -> None:
+    """Return once the server has seen all that happened before: it serves sockets in turn."""
+    caller = await Caller.call(url, "/nothing")
+    assert (await caller.answer()).status == 404
