@@ -11,6 +11,12 @@ from types import FrameType
 STARTUP_FAILURE = 3
 """uvicorn's exit status for a worker that cannot start; its supervisor then starts no other."""
 
+GRACE = 0.25
+"""Seconds for which a server that is told to stop goes on accepting connections, to refuse them.
+
+The rest of a burst that is arriving is told to come again, where it would meet a closing socket.
+"""
+
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -35,7 +41,8 @@ def refuse_workers() -> None:
 def draining(close: Callable[[], None]) -> Callable[[object], AbstractAsyncContextManager[None]]:
     """Make an ASGI lifespan that calls `close` in the event loop on SIGTERM and SIGINT.
 
-    The server's own handler runs as well: uvicorn stops once every call is answered.
+    The server's own handler runs `GRACE` seconds later, or at once when the signal comes again:
+    uvicorn then stops when every call is answered.
     """
 
     @asynccontextmanager
@@ -53,12 +60,22 @@ def _on_stop(loop: asyncio.AbstractEventLoop, close: Callable[[], None]) -> Iter
         return
     servers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     received: set[int] = set()
+    timer: asyncio.TimerHandle | None = None
 
     def stop(number: int, frame: FrameType | None) -> None:
         received.add(number)
-        loop.call_soon_threadsafe(close)
+        loop.call_soon_threadsafe(drain, number, frame)
+
+    def drain(number: int, frame: FrameType | None) -> None:
+        nonlocal timer
+        close()
         server = servers[signal.Signals(number)]
-        if callable(server):
+        if not callable(server):
+            return
+        if timer is None:
+            timer = loop.call_later(GRACE, server, number, frame)
+        else:
+            timer.cancel()
             server(number, frame)
 
     for number in STOP_SIGNALS:

@@ -28,10 +28,10 @@ class Caller:
         return cls(*await asyncio.open_connection(server.host, server.port))
 
     @classmethod
-    async def call(cls, url: str, path: str = "/test") -> "Caller":
-        """Connect to the server at `url` and send `GET path`."""
+    async def call(cls, url: str, path: str = "/test", headers: str = "") -> "Caller":
+        """Connect to the server at `url` and send `GET path`; `headers` are whole lines."""
         caller = await cls.connect(url)
-        caller.writer.write(f"GET {path} HTTP/1.1\r\nHost: test\r\n\r\n".encode())
+        caller.writer.write(f"GET {path} HTTP/1.1\r\nHost: test\r\n{headers}\r\n".encode())
         return caller
 
     async def answer(self) -> Answer:

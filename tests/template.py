@@ -3,6 +3,7 @@
 import os
 import re
 import tomllib
+from functools import cache
 from typing import Any
 from unittest.mock import patch
 
@@ -25,6 +26,7 @@ class NoManagedPolicies:
         return {}
 
 
+@cache
 def deployed() -> dict[str, Any]:
     """Return the resources that a deployment makes, their Conditions taken into account."""
     packaged = source()

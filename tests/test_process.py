@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from handler.process import STARTUP_FAILURE, draining, refuse_workers
+from handler.process import GRACE, STARTUP_FAILURE, draining, refuse_workers
 
 
 @pytest.fixture(autouse=True)
@@ -20,24 +20,32 @@ def _restored() -> Iterator[None]:
     assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
 
 
+@pytest.mark.parametrize("times", [1, 2, 3])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-async def test_draining(number: signal.Signals, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A stop signal closes the gate, in the event loop, and reaches the server as before."""
-    told: list[int] = []
+async def test_draining(
+    number: signal.Signals, times: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stop signal closes the gate at once; the server is told after a grace.
+
+    From the second time on the server is told at once, as often as the signal came.
+    """
+    told: asyncio.Queue[int] = asyncio.Queue()
     blocked: list[set[int]] = []
     monkeypatch.setattr(signal, "pthread_sigmask", lambda how, mask: blocked.append(mask))
-    before = signal.signal(number, lambda number, frame: told.append(number))
+    before = signal.signal(number, lambda number, frame: told.put_nowait(number))
     closed = asyncio.Event()
+    loop = asyncio.get_running_loop()
     async with draining(closed.set)(None):
-        signal.raise_signal(number)
-        assert told == [number]
+        began = loop.time()
+        for _ in range(times):
+            signal.raise_signal(number)
         await closed.wait()
-        signal.raise_signal(number)
-        assert told == [number, number]
+        assert [await told.get() for _ in range(max(1, times - 1))]
+        assert (loop.time() - began >= GRACE) is (times == 1)
+    assert told.empty()
     assert blocked == ([{signal.SIGTERM}] if number is signal.SIGTERM else [])
-    monkeypatch.undo()
     signal.raise_signal(number)
-    assert told == [number] * 3
+    assert await told.get() == number
     signal.signal(number, before)
 
 

@@ -29,6 +29,7 @@ from moto import mock_aws
 from moto.awslambda.exceptions import LambdaClientError
 from moto.awslambda_simple.models import LambdaSimpleBackend
 from moto.core.config import DefaultConfig
+from moto.stepfunctions.responses import get_backend
 
 from handler import create_app
 from handler.settings import Settings
@@ -162,11 +163,11 @@ class Endpoint:
         """Let one call, which `arrived` at the gateway, go all the way."""
         request = self.request(arrived)
         execution = self.states.start_execution(name=str(uuid.uuid4()), **request)
-        while True:
-            outcome = self.states.describe_execution(executionArn=execution["executionArn"])
-            if outcome["status"] != "RUNNING":
-                break
-            time.sleep(0.1)  # moto has no StartSyncExecution to wait in
+        arn = execution["executionArn"]
+        running = get_backend(arn.split(":")[4], REGION).describe_execution(arn)
+        while running.status == "RUNNING":
+            time.sleep(0.02)  # moto has no StartSyncExecution to wait in
+        outcome = self.states.describe_execution(executionArn=arn)
         known = ("status", "output", "error", "cause")
         return self.response(200, {key: outcome[key] for key in known if key in outcome})
 

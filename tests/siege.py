@@ -1,0 +1,132 @@
+"""The service attacked, at full size.  python -m tests.siege
+
+`test_siege` does the same with fewer callers.
+"""
+
+import asyncio
+import json
+import os
+import random
+import signal
+import time
+from collections import Counter
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from tests.callers import Caller
+from tests.server import LIMIT, UVICORN, Server, serve
+
+OBSERVED = (*UVICORN, "--no-access-log", "--loop", "uvloop", "tests.observed:app")
+
+
+def descriptors(server: Server) -> int:
+    """Count the server's open file descriptors."""
+    return len(os.listdir(f"/proc/{server.process.pid}/fd"))
+
+
+def memory(server: Server) -> int:
+    """Return the server's resident memory, in KiB."""
+    status = Path(f"/proc/{server.process.pid}/status").read_text()
+    [line] = [line for line in status.splitlines() if line.startswith("VmRSS")]
+    return int(line.split()[1])
+
+
+async def observe(server: Server) -> dict[str, Any]:
+    """Return what the server tells of itself."""
+    caller = await Caller.call(server.url, "/observed")
+    report: dict[str, Any] = json.loads((await caller.answer()).body)
+    return report
+
+
+async def rush(server: Server, callers: int, seconds: float) -> tuple[int, int, int]:
+    """Let so many call, and a random half of them hang up at a random moment.
+
+    Returns how many were answered 200, of how many that stayed, and how many of the steps between
+    simultaneous answers were short of `seconds`.
+    """
+    chance = random.Random(callers)
+    answers: list[tuple[float, float]] = []
+
+    async def call(stays: bool) -> None:
+        stamp = time.time()
+        caller = await Caller.call(server.url, headers=f"X-Request-Start: t={stamp:.6f}\r\n")
+        if not stays:
+            await asyncio.sleep(chance.uniform(0, 0.6 * callers * seconds))
+            await caller.hang_up()
+            return
+        answer = await caller.answer()
+        assert answer.status == 200
+        answers.append((stamp, json.loads(answer.body)["elapsed"]))
+
+    staying = [chance.random() < 0.5 for _ in range(callers)]
+    await asyncio.gather(*map(call, staying))
+    short = sum(
+        other[1] - one[1] < seconds or other[1] < one[1] + seconds
+        for one, other in pairwise(answers)
+        if abs(other[0] - one[0]) <= 0.25
+    )
+    return len(answers), sum(staying), short
+
+
+async def crowd(callers: int, seconds: float = 0.005) -> dict[str, Any]:
+    """Rush the service twice; return what was seen, and what the second time left behind."""
+    settings = {
+        "WORK_SECONDS": str(seconds),
+        "MAX_WAITING": str(callers),
+        "TRUST_REQUEST_START": "true",
+    }
+    with serve(*OBSERVED, **settings) as server:
+        idle = (await observe(server), descriptors(server), memory(server))
+        await rush(server, callers, seconds)
+        settled = memory(server)
+        answered, stayed, short = await rush(server, callers, seconds)
+        report = await observe(server)
+        return {
+            "callers": callers,
+            "stayed": stayed,
+            "answered": answered,
+            "short steps": short,
+            "most at once": report["most_inside"],
+            "in order": report["in_order"],
+            "tasks left": report["tasks"] - idle[0]["tasks"],
+            "descriptors left": descriptors(server) - idle[1],
+            "memory before": idle[2],
+            "memory after the first rush": settled,
+            "memory after the second": memory(server),
+        }
+
+
+async def stop_at_random(moment: random.Random, callers: int = 30) -> Counter[str]:
+    """Tell the service to stop at a random moment of a burst; count what its callers get."""
+    with serve(*OBSERVED, WORK_SECONDS="0.05") as server:
+
+        async def call(after: float) -> str:
+            await asyncio.sleep(after)
+            try:
+                caller = await Caller.call(server.url)
+                return str((await caller.answer()).status)
+            except (ConnectionError, asyncio.IncompleteReadError) as error:
+                return type(error).__name__
+
+        async def stop(after: float) -> None:
+            await asyncio.sleep(after)
+            server.process.send_signal(signal.SIGTERM)
+
+        calls = [call(moment.uniform(0, 0.2)) for _ in range(callers)]
+        told, *_ = await asyncio.gather(asyncio.gather(*calls), stop(moment.uniform(0, 0.5)))
+        outcomes = Counter(told)
+        outcomes[f"exit {server.process.wait(LIMIT)}"] += 1
+        return outcomes
+
+
+async def main() -> None:
+    print(json.dumps(await crowd(5000), indent=2))
+    outcomes: Counter[str] = Counter()
+    for number in range(50):
+        outcomes += await stop_at_random(random.Random(number))
+    print("50 times SIGTERM at a random moment of a burst of 30:", dict(outcomes))
+
+
+if __name__ == "__main__":
+    asyncio.run(main())
