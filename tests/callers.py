@@ -34,16 +34,23 @@ class Caller:
         caller.writer.write(f"GET {path} HTTP/1.1\r\nHost: test\r\n{headers}\r\n".encode())
         return caller
 
-    async def answer(self) -> Answer:
-        """Return the answer and hang up.
+    async def read(self) -> Answer:
+        """Return the next answer on the connection.
 
         Raises `asyncio.IncompleteReadError` or `ConnectionError` when the connection breaks.
         """
-        try:
-            head = (await self.reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
-            headers = httpx.Headers(dict(line.split(": ", 1) for line in head[1:] if line))
+        head = (await self.reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
+        headers = httpx.Headers(dict(line.split(": ", 1) for line in head[1:] if line))
+        if "content-length" in headers:
             body = await self.reader.readexactly(int(headers["content-length"]))
-            return Answer(int(head[0].split()[1]), headers, body)
+        else:
+            body = await self.reader.read()
+        return Answer(int(head[0].split()[1]), headers, body)
+
+    async def answer(self) -> Answer:
+        """Return the answer, or raise what `read` does, and hang up."""
+        try:
+            return await self.read()
         finally:
             await self.hang_up()
 

@@ -178,6 +178,35 @@ async def test_cancel_inside(at: float) -> None:
     assert turn.elapsed < 2 * SECONDS
 
 
+@pytest.mark.parametrize("name", ["inside", "first in line", "last in line"])
+def test_cancel_at_every_moment(name: str) -> None:
+    """Whenever a caller is cancelled, at any await of its own or others', the rest are served."""
+
+    async def main(moment: int) -> bool:
+        """Cancel the caller after so many passes of the loop; return whether it was in time."""
+        rig = Rig(seconds=20 * TICK)
+        loop = asyncio.get_running_loop()
+        callers = {name: rig.arrive(name) for name in ("inside", "first in line", "last in line")}
+
+        def count(passes: int) -> None:
+            if passes == 0:
+                callers[name].cancel()
+            else:
+                loop.call_soon(count, passes - 1)
+
+        count(moment)
+        await asyncio.wait(callers.values())
+        expected = [other for other in callers if other != name or not callers[name].cancelled()]
+        assert rig.served == expected
+        assert repr(rig.gate) == "<Gate open, none inside, 0 of 1000 waiting>"
+        return callers[name].cancelled()
+
+    moments = 0
+    while run(main(moments)):
+        moments += 1
+    assert moments > 10
+
+
 async def test_cancel_after_the_turn() -> None:
     """A cancellation that comes too late changes nothing."""
     rig = Rig()
