@@ -34,5 +34,7 @@ async def unlocked_test() -> dict[str, float]:
 def wsgi(environ: dict[str, Any], start_response: Callable[..., object]) -> Iterable[bytes]:
     began = time.monotonic()
     time.sleep(WORK_SECONDS)
-    start_response("200 OK", [("Content-Type", "application/json")])
-    return [json.dumps({"elapsed": time.monotonic() - began}).encode()]
+    body = json.dumps({"elapsed": time.monotonic() - began}).encode()
+    headers = [("Content-Type", "application/json"), ("Content-Length", str(len(body)))]
+    start_response("200 OK", headers)
+    return [body]

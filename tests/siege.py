@@ -11,11 +11,10 @@ import signal
 import time
 from collections import Counter
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 from tests.callers import Caller
-from tests.server import LIMIT, UVICORN, Server, serve
+from tests.server import LIMIT, UVICORN, Server, resident_memory, serve
 
 OBSERVED = (*UVICORN, "--no-access-log", "--loop", "uvloop", "tests.observed:app")
 
@@ -23,13 +22,6 @@ OBSERVED = (*UVICORN, "--no-access-log", "--loop", "uvloop", "tests.observed:app
 def descriptors(server: Server) -> int:
     """Count the server's open file descriptors."""
     return len(os.listdir(f"/proc/{server.process.pid}/fd"))
-
-
-def memory(server: Server) -> int:
-    """Return the server's resident memory, in KiB."""
-    status = Path(f"/proc/{server.process.pid}/status").read_text()
-    [line] = [line for line in status.splitlines() if line.startswith("VmRSS")]
-    return int(line.split()[1])
 
 
 async def observe(server: Server) -> dict[str, Any]:
@@ -77,9 +69,9 @@ async def crowd(callers: int, seconds: float = 0.005) -> dict[str, Any]:
         "TRUST_REQUEST_START": "true",
     }
     with serve(*OBSERVED, **settings) as server:
-        idle = (await observe(server), descriptors(server), memory(server))
+        idle = (await observe(server), descriptors(server), resident_memory(server.process.pid))
         await rush(server, callers, seconds)
-        settled = memory(server)
+        settled = resident_memory(server.process.pid)
         answered, stayed, short = await rush(server, callers, seconds)
         report = await observe(server)
         return {
@@ -93,7 +85,7 @@ async def crowd(callers: int, seconds: float = 0.005) -> dict[str, Any]:
             "descriptors left": descriptors(server) - idle[1],
             "memory before": idle[2],
             "memory after the first rush": settled,
-            "memory after the second": memory(server),
+            "memory after the second": resident_memory(server.process.pid),
         }
 
 
@@ -113,7 +105,7 @@ async def stop_at_random(moment: random.Random, callers: int = 30) -> Counter[st
             await asyncio.sleep(after)
             server.process.send_signal(signal.SIGTERM)
 
-        calls = [call(moment.uniform(0, 0.2)) for _ in range(callers)]
+        calls = [call(moment.uniform(0, 0.1)) for _ in range(callers)]
         told, *_ = await asyncio.gather(asyncio.gather(*calls), stop(moment.uniform(0, 0.5)))
         outcomes = Counter(told)
         outcomes[f"exit {server.process.wait(LIMIT)}"] += 1

@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import struct
 import subprocess
 import sys
@@ -16,7 +15,7 @@ import httpx
 import pytest
 
 from tests.doors import http_api_event, request_start, rest_event
-from tests.server import LIMIT, ROOT
+from tests.server import LIMIT, ROOT, free_port
 from tests.test_contract import assert_staircase
 
 ARTIFACT = ROOT / ".aws-sam/build/Function"
@@ -35,13 +34,6 @@ pytestmark = pytest.mark.skipif(
 )
 
 Invoke = Callable[[dict[str, Any]], httpx.Response]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 @contextmanager
