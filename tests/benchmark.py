@@ -14,7 +14,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -77,7 +77,11 @@ def uvicorn(app: str, bound: int, work_seconds: float) -> Iterator[Running]:
 def program(*command: str, port: int, **environ: str) -> Iterator[Running]:
     """Start a server that is told its port, and wait until it listens."""
     process = subprocess.Popen(
-        command, env=os.environ | environ, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        command,
+        env=os.environ | environ,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
     )
     try:
         while True:
@@ -92,6 +96,8 @@ def program(*command: str, port: int, **environ: str) -> Iterator[Running]:
     finally:
         process.terminate()
         process.wait()
+        with suppress(ProcessLookupError):  # workers whose master was killed
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 @contextmanager
