@@ -172,6 +172,7 @@ def test_one_override_of_the_status(endpoint: Endpoint) -> None:
         ("THROTTLED", 429, "'4'"),
         ("INTEGRATION_TIMEOUT", 503, "'4'"),
         ("MISSING_AUTHENTICATION_TOKEN", 404, None),
+        ("UNSUPPORTED_MEDIA_TYPE", 415, None),
         ("DEFAULT_5XX", 500, None),
     ],
 )
@@ -182,6 +183,10 @@ def test_gateway_responses(
     response = endpoint.api["x-amazon-apigateway-gateway-responses"][name]
     assert str(response["statusCode"]) == str(status)
     assert json.loads(response["responseTemplates"]["application/json"])["detail"]
+    assert all(
+        "statusCode" in other
+        for other in endpoint.api["x-amazon-apigateway-gateway-responses"].values()
+    )
     parameters = response.get("responseParameters", {})
     assert parameters.get("gatewayresponse.header.Retry-After") == retry_after
 
