@@ -25,6 +25,7 @@ from rich.table import Table
 
 from handler.gate import SIMULTANEOUS
 from tests.callers import Answer, Caller
+from tests.doors import is_short
 from tests.server import UVICORN, free_port, resident_memory, serve
 
 WORK_SECONDS = 0.01
@@ -157,10 +158,7 @@ async def short_steps(contender: Contender) -> str:
             answers = [one for one in await burst(running, 51) if one]
             elapsed = [json.loads(one.body)["elapsed"] for one in answers]
             steps += len(elapsed) - 1
-            short += sum(
-                later - earlier < WORK_SECONDS or later < earlier + WORK_SECONDS
-                for earlier, later in pairwise(elapsed)
-            )
+            short += sum(is_short(*step, WORK_SECONDS) for step in pairwise(elapsed))
     return f"{1000 * short / steps:.0f}"
 
 

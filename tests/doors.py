@@ -36,6 +36,11 @@ async def burst(
     return [await answer for answer in asyncio.as_completed(pending)]
 
 
+def is_short(earlier: float, later: float, seconds: float) -> bool:
+    """Tell whether the step between two answers' elapsed is under `seconds`, either way put."""
+    return later - earlier < seconds or later < earlier + seconds
+
+
 def request_start() -> dict[str, str]:
     """Stamp a request's arrival, as a proxy does."""
     return {"X-Request-Start": f"t={time.time():.6f}"}

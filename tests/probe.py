@@ -26,7 +26,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from handler.settings import Settings
-from tests.doors import request_start
+from tests.doors import is_short, request_start
 
 TIMEOUT = 120.0
 """Seconds after which a caller without an answer gives up."""
@@ -108,10 +108,7 @@ def judge(answered: list[Caller], work_seconds: float) -> tuple[Verdict, str]:
         return Verdict.BROKEN, f"the first answer took {elapsed[0]}, less than {work_seconds:g} s"
     if len(elapsed) == 1:
         return Verdict.UNKNOWN, "one caller was served: there is no step to judge"
-    short = sum(
-        later - earlier < work_seconds or later < earlier + work_seconds
-        for earlier, later in pairwise(elapsed)
-    )
+    short = sum(is_short(*step, work_seconds) for step in pairwise(elapsed))
     least = f"the least of {len(elapsed) - 1} steps is {least_step(answered)} s"
     if short:
         return Verdict.BROKEN, f"{short} short of {work_seconds:g} s: {least}"

@@ -14,6 +14,7 @@ from itertools import pairwise
 from typing import Any
 
 from tests.callers import Caller
+from tests.doors import is_short
 from tests.server import LIMIT, UVICORN, Server, resident_memory, serve
 
 OBSERVED = (*UVICORN, "--no-access-log", "--loop", "uvloop", "tests.observed:app")
@@ -54,7 +55,7 @@ async def rush(server: Server, callers: int, seconds: float) -> tuple[int, int, 
     staying = [chance.random() < 0.5 for _ in range(callers)]
     await asyncio.gather(*map(call, staying))
     short = sum(
-        other[1] - one[1] < seconds or other[1] < one[1] + seconds
+        is_short(one[1], other[1], seconds)
         for one, other in pairwise(answers)
         if abs(other[0] - one[0]) <= 0.25
     )
