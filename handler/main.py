@@ -1,8 +1,10 @@
 """The two front doors: `app` for an ASGI server, `handler` for AWS Lambda."""
 
 import sys
+from typing import Any
 
 from mangum import Mangum
+from mangum.types import LambdaContext, LambdaEvent
 
 from handler.app import create_app
 from handler.process import refuse_workers
@@ -15,4 +17,15 @@ except InvalidSetting as error:
     print(f"handler: {error}", file=sys.stderr)
     raise SystemExit(2) from None
 
-handler = Mangum(app, lifespan="off")
+mangum = Mangum(app, lifespan="off")
+
+
+def handler(event: LambdaEvent, context: LambdaContext) -> dict[str, Any]:
+    """Answer an event of API Gateway's.
+
+    Through SAM CLI the stamp of its clock, `clock.py`, goes before any that the caller sent.
+    """
+    match event:
+        case {"requestContext": {"authorizer": {"lambda": {"requestStart": stamp}}}}:
+            event["headers"]["X-Request-Start"] = stamp
+    return mangum(event, context)

@@ -1,6 +1,9 @@
 """The doors by which callers reach the service, behind one interface."""
 
 import asyncio
+import importlib
+import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -8,11 +11,11 @@ from dataclasses import dataclass
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import httpx
-from mangum import Mangum
 
-from handler import create_app
+from handler import clock, create_app
 from handler.settings import Settings
 from tests.server import UVICORN, serve
 
@@ -28,11 +31,9 @@ class Door:
     work_seconds: float = WORK_SECONDS
 
 
-async def burst(
-    client: httpx.AsyncClient, calls: int, headers: dict[str, str] | None = None
-) -> list[httpx.Response]:
+async def burst(client: httpx.AsyncClient, calls: int) -> list[httpx.Response]:
     """Call `GET /test` so many times at once; return the answers in order of return."""
-    pending = [client.get("/test", headers=headers) for _ in range(calls)]
+    pending = [client.get("/test") for _ in range(calls)]
     return [await answer for answer in asyncio.as_completed(pending)]
 
 
@@ -93,34 +94,56 @@ def uvicorn(loop: str, http: str) -> Iterator[Door]:
         yield Door(lambda calls: runner.run(burst(client, calls)))
 
 
+Event = dict[str, Any]
+
+
 @contextmanager
-def mangum() -> Iterator[Door]:
-    """The Lambda handler: a burst is stamped by the gateway, and invoked one after another."""
+def lambda_entry(
+    work_seconds: float, path: str = "handler.main.handler"
+) -> Iterator[Callable[[Event], httpx.Response]]:
+    """What Lambda calls, imported anew with the variables that the template sets."""
     loop = asyncio.new_event_loop()
     asyncio.set_event_loop(loop)
-    settings = Settings(work_seconds=WORK_SECONDS, trust_request_start=True)
-    handler = Mangum(create_app(settings), lifespan="off")
+    environ = {"WORK_SECONDS": str(work_seconds), "TRUST_REQUEST_START": "true"}
+    with patch.dict(os.environ, environ), patch.dict(sys.modules):
+        module, _, name = path.rpartition(".")
+        sys.modules.pop(module, None)
+        handler = getattr(importlib.import_module(module), name)
 
-    def invoke_each(calls: int) -> list[httpx.Response]:
-        events = [rest_event(request_start()) for _ in range(calls)]
-        results = [handler(event, SimpleNamespace()) for event in events]
-        return [
-            httpx.Response(
-                result["statusCode"],
-                headers={
-                    name: value
-                    for name, values in result["multiValueHeaders"].items()
-                    for value in values
-                }
-                | result["headers"],
-                text=result["body"],
-            )
-            for result in results
-        ]
+    def invoke(event: Event) -> httpx.Response:
+        result = handler(event, SimpleNamespace())
+        headers = [*result["headers"].items()]
+        for name, values in result.get("multiValueHeaders", {}).items():
+            headers += [(name, value) for value in values]
+        return httpx.Response(result["statusCode"], headers=headers, text=result["body"])
 
-    yield Door(invoke_each)
+    yield invoke
     asyncio.set_event_loop(None)
     loop.close()
+
+
+def stamped_by_gateway() -> Event:
+    """The event that the waiting room hands on: the gateway stamped the call's arrival."""
+    return rest_event(request_start())
+
+
+def stamped_by_clock(headers: dict[str, str] | None = None) -> Event:
+    """The event of SAM CLI's: its clock was asked when the call arrived."""
+    event = http_api_event(headers or {})
+    event["requestContext"]["authorizer"] = {"lambda": clock.handler({}, None)["context"]}
+    return event
+
+
+@contextmanager
+def mangum(arrive: Callable[[], Event]) -> Iterator[Door]:
+    """The Lambda entry: all calls of a burst arrive, and then are invoked one after another."""
+    with lambda_entry(WORK_SECONDS) as invoke:
+
+        def invoke_each(calls: int) -> list[httpx.Response]:
+            events = [arrive() for _ in range(calls)]
+            return [invoke(event) for event in events]
+
+        yield Door(invoke_each)
 
 
 @contextmanager
@@ -128,7 +151,7 @@ def running(url: str) -> Iterator[Door]:
     """A running deployment; it works as long as the settings here say."""
     with asyncio.Runner() as runner, _client(runner, base_url=url.removesuffix("/test")) as client:
         yield Door(
-            lambda calls: runner.run(burst(client, calls, request_start())),
+            lambda calls: runner.run(burst(client, calls)),
             Settings.load().work_seconds,
         )
 
@@ -137,7 +160,8 @@ LOCAL: dict[str, Callable[[], AbstractContextManager[Door]]] = {
     "asgi": asgi,
     "uvicorn-asyncio": partial(uvicorn, "asyncio", "h11"),
     "uvicorn-uvloop": partial(uvicorn, "uvloop", "httptools"),
-    "mangum": mangum,
+    "mangum": partial(mangum, stamped_by_gateway),
+    "mangum-sam-local": partial(mangum, stamped_by_clock),
 }
 
 

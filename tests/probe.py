@@ -26,7 +26,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from handler.settings import Settings
-from tests.doors import is_short, request_start
+from tests.doors import is_short
 
 TIMEOUT = 120.0
 """Seconds after which a caller without an answer gives up."""
@@ -69,7 +69,7 @@ async def probe(url: str, calls: int, changed: Callable[[Caller], None]) -> list
 
         async def call(caller: Caller) -> None:
             try:
-                read_answer(caller, await client.get(url, headers=request_start()))
+                read_answer(caller, await client.get(url))
             except httpx.HTTPError as error:
                 caller.problem = f"{type(error).__name__}: {error or 'no answer'}"
             caller.seconds = time.monotonic() - began

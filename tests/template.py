@@ -30,7 +30,9 @@ class NoManagedPolicies:
 def deployed() -> dict[str, Any]:
     """Return the resources that a deployment makes, their Conditions taken into account."""
     packaged = source()
-    packaged["Resources"]["Function"]["Properties"]["CodeUri"] = "s3://bucket/key"
+    for resource in packaged["Resources"].values():
+        if resource["Type"] == "AWS::Serverless::Function":
+            resource["Properties"]["CodeUri"] = "s3://bucket/key"
     with patch.dict(os.environ, AWS_DEFAULT_REGION="eu-central-1"):
         template = transform(packaged, {}, NoManagedPolicies())
     return {

@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from tests.callers import Caller, fence
-from tests.doors import burst
+from tests.doors import burst, http_api_event, lambda_entry, stamped_by_clock
 from tests.server import LIMIT, PYTHON_M, ROOT, UVICORN, Server, serve
 
 WORK_SECONDS = 0.2
@@ -136,3 +136,18 @@ def test_reload() -> None:
     ):
         assert client.get("/test").status_code == 200
         assert server.stop() == 0
+
+
+def test_the_clock_goes_before_the_caller() -> None:
+    """At the local door the clock's stamp counts, and not one that the caller sent."""
+    sent = {"X-Request-Start": f"t={time.time() - 100}"}
+    with lambda_entry(work_seconds=0.01) as invoke:
+        assert invoke(stamped_by_clock(sent)).json()["elapsed"] < 100
+
+
+def test_another_authorizer() -> None:
+    """An event whose authorizer is no clock of ours is answered as any other."""
+    event = http_api_event({"X-Request-Start": f"t={time.time() - 100}"})
+    event["requestContext"]["authorizer"] = {"lambda": None}
+    with lambda_entry(work_seconds=0.01) as invoke:
+        assert invoke(event).json()["elapsed"] > 100

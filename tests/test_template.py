@@ -5,7 +5,6 @@ import math
 import os
 import zipfile
 from collections.abc import Iterator
-from importlib.util import find_spec
 from typing import Any
 from unittest.mock import patch
 
@@ -17,6 +16,7 @@ from handler import create_app
 from handler.gate import SIMULTANEOUS
 from handler.settings import Settings
 from tests import template
+from tests.doors import lambda_entry, stamped_by_gateway
 from tests.server import ROOT
 
 
@@ -41,10 +41,9 @@ def walk(node: Any) -> Iterator[dict[str, Any]]:
 
 
 def test_handler(function: dict[str, Any]) -> None:
-    """The handler that Lambda calls is there to import."""
-    module, _, name = function["Handler"].rpartition(".")
-    assert find_spec(module)
-    assert f"\n{name} = Mangum(app" in (ROOT / "handler/main.py").read_text()
+    """The handler that Lambda calls answers the event that the waiting room hands on."""
+    with lambda_entry(work_seconds=0.01, path=function["Handler"]) as invoke:
+        assert invoke(stamped_by_gateway()).status_code == 200
 
 
 def test_runtime(function: dict[str, Any]) -> None:
@@ -112,7 +111,19 @@ def test_local_door() -> None:
     }
     integration = body["paths"]["/test"]["get"]["x-amazon-apigateway-integration"]
     assert integration["type"] == "aws_proxy"
-    assert not [name for name in template.deployed() if name.startswith("LocalApi")]
+
+
+def test_nothing_local_is_deployed(resources: dict[str, Any]) -> None:
+    """A deployment makes one function and one gateway, and nothing that only SAM CLI asks."""
+    local = {"LocalApi", "Clock"}
+    assert not [name for name in resources if name.startswith(tuple(local))]
+    assert not [node for node in walk(resources) if local & set(map(str, node.values()))]
+    types = [resource["Type"] for resource in resources.values()]
+    assert [name for name in types if name.startswith("AWS::Lambda::")] == ["AWS::Lambda::Function"]
+    assert not [name for name in types if name.startswith("AWS::ApiGatewayV2::")]
+    assert template.source()["Conditions"]["IsLocal"] == {
+        "Fn::Equals": [{"Ref": "AWS::StackName"}, ""]
+    }
 
 
 def test_logs(resources: dict[str, Any], function: dict[str, Any]) -> None:

@@ -1,0 +1,33 @@
+"""The local door's clock."""
+
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from handler import clock
+from handler.arrival import arrival
+
+LIST_IMPORTED = "import sys; before = {*sys.modules}; import clock; print({*sys.modules} - before)"
+
+
+def test_a_call() -> None:
+    """Every call is let pass, with the time as a stamp of arrival that the app reads."""
+    before = time.monotonic()
+    answer = clock.handler({}, None)
+    assert answer["isAuthorized"] is True
+    context = answer["context"]
+    assert isinstance(context, dict)
+    assert arrival(context["requestStart"]) == pytest.approx(before, abs=1)
+    assert arrival(context["requestStart"], wall=lambda: time.time() + 9) < before - 8
+
+
+def test_imports(tmp_path: Path) -> None:
+    """It runs on its own, and imports nothing but the time."""
+    shutil.copy(clock.__file__, tmp_path)
+    command = [sys.executable, "-S", "-c", LIST_IMPORTED]
+    imported = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True)
+    assert imported.stdout == "{'clock'}\n"
