@@ -2,7 +2,6 @@
 
 import os
 import re
-import tomllib
 from functools import cache
 from typing import Any
 from unittest.mock import patch
@@ -67,9 +66,3 @@ def resolve(node: Any, values: dict[str, str]) -> Any:
             text, local = argument if isinstance(argument, list) else (argument, {})
             return re.sub(r"\$\{([\w:.]+)\}", lambda name: (values | local)[name[1]], text)
     return {key: resolve(child, values) for key, child in node.items()}
-
-
-def samconfig() -> dict[str, Any]:
-    """Return the parameters in samconfig.toml, by command."""
-    config = tomllib.loads((ROOT / "samconfig.toml").read_text())
-    return {command: table["parameters"] for command, table in config["default"].items()}

@@ -180,18 +180,26 @@ def test_least_privilege(resources: dict[str, Any]) -> None:
     assert not [node for node in walk(resources) if "ManagedPolicyArns" in node]
 
 
-def test_samconfig() -> None:
-    """What samconfig.toml says is what SAM CLI reads."""
-    assert template.samconfig() == {
-        "global": {"stack_name": "one-at-a-time"},
-        "build": {"build_in_source": True},
-        "validate": {"lint": True},
-        "deploy": {
-            "capabilities": "CAPABILITY_IAM",
-            "confirm_changeset": True,
-            "resolve_s3": True,
-        },
-        "local_start_api": {"warm_containers": "EAGER"},
+def test_who_may_take_a_role(resources: dict[str, Any]) -> None:
+    """Each role is one service's; Step Functions takes it for this account's machines alone.
+
+    For the other two services AWS does not document that they say for whom they come.
+    """
+    trusted = {
+        name: resource["Properties"]["AssumeRolePolicyDocument"]["Statement"]
+        for name, resource in resources.items()
+        if resource["Type"] == "AWS::IAM::Role"
+    }
+    assert {name: [one["Principal"] for one in trusted[name]] for name in trusted} == {
+        "FunctionRole": [{"Service": "lambda.amazonaws.com"}],
+        "ApiRole": [{"Service": "apigateway.amazonaws.com"}],
+        "WaitingRoomRole": [{"Service": "states.amazonaws.com"}],
+    }
+    [statement] = trusted["WaitingRoomRole"]
+    values = {"AWS::Partition": "aws", "AWS::Region": "eu-central-1", "AWS::AccountId": "123"}
+    assert template.resolve(statement["Condition"], values) == {
+        "StringEquals": {"aws:SourceAccount": "123"},
+        "ArnLike": {"aws:SourceArn": "arn:aws:states:eu-central-1:123:stateMachine:*"},
     }
 
 
