@@ -12,7 +12,7 @@ import httpx
 
 from tests.doors import burst
 from tests.server import LIMIT, PYTHON_M, serve
-from tests.waiting_room import Endpoint, emulation, environment
+from tests.waiting_room import Endpoint, Function, emulation, environment
 
 Bursts = dict[tuple[str, int], tuple[list[httpx.Response], float]]
 """The answers, in order of return, and the seconds until the last: by place and number of calls."""
@@ -31,7 +31,7 @@ async def call_a_server(calls: int) -> tuple[list[httpx.Response], float]:
 
 def call_a_deployment(calls: int) -> tuple[list[httpx.Response], float]:
     with environment(work_seconds=3) as handler:
-        endpoint = Endpoint(handler)
+        endpoint = Endpoint(Function(handler))
         ready.wait(LIMIT)
         began = time.monotonic()
         answers = endpoint.burst(calls)
@@ -41,7 +41,7 @@ def call_a_deployment(calls: int) -> tuple[list[httpx.Response], float]:
 
 
 def call_a_deployment_that_is_taken(calls: int) -> tuple[list[httpx.Response], float]:
-    endpoint = Endpoint(lambda event: event)
+    endpoint = Endpoint(Function(lambda event: event))
     with endpoint.function.environment:
         ready.wait(LIMIT)
         began = time.monotonic()

@@ -20,9 +20,9 @@ def test_a_burst(acceptance: Acceptance, place: str, calls: int) -> None:
 
 
 def test_no_turn_in_time(acceptance: Acceptance) -> None:
-    """Who gets no turn in time is told so before the gateway's 29 s are over."""
+    """Who is not served is told so when the gateway's 29 s are over."""
     [answer], seconds = acceptance.result()["taken", 1]
     assert answer.status_code == 503
     assert answer.headers["retry-after"] == "4"
-    assert answer.json() == {"detail": "No turn came free in time; try again later."}
-    assert 28 <= seconds < 29
+    assert answer.json() == {"detail": "Not served in time; try again later."}
+    assert 29 <= seconds < 30

@@ -11,6 +11,7 @@ from unittest.mock import patch
 import boto3
 import pytest
 from moto import mock_aws
+from samtranslator.model import apigateway
 
 from handler import create_app
 from handler.gate import SIMULTANEOUS
@@ -72,31 +73,45 @@ def test_settings(function: dict[str, Any]) -> None:
         Settings.load({"WORK_SECONDS": str(allowed)})
 
 
+PAUSE = 0.3
+"""Seconds from the end of a turn until the next caller has asked, as the template counts."""
+
+
 def test_admission(resources: dict[str, Any]) -> None:
-    """For each `WorkSeconds` the gateway admits as many callers as get their turn in time."""
+    """For each `WorkSeconds` the gateway has a place more than callers get their turn in time."""
     source = template.source()
     machine = source["Resources"]["WaitingRoom"]["Properties"]["Definition"]
     admission = source["Mappings"]["Admission"]
     allowed = source["Parameters"]["WorkSeconds"]["AllowedValues"]
     assert list(admission) == [str(seconds) for seconds in allowed]
     for seconds, row in admission.items():
-        turn = int(seconds) + 0.3
-        assert row["Callers"] * turn <= machine["TimeoutSeconds"] < (row["Callers"] + 4) * turn
+        turn = int(seconds) + PAUSE
+        assert row["Places"] == machine["TimeoutSeconds"] // turn + 1
         assert 0.9 <= row["PerSecond"] * turn <= 1
         assert row["RetryAfter"] == f"'{math.ceil(1 / row['PerSecond'])}'"
     [settings] = resources["ApiliveStage"]["Properties"]["MethodSettings"]
     row = template.resolve(settings, {"WorkSeconds": "3"})
-    assert (row["ThrottlingBurstLimit"], row["ThrottlingRateLimit"]) == (8, 0.3)
+    assert (row["ThrottlingBurstLimit"], row["ThrottlingRateLimit"]) == (9, 0.3)
     assert (row["ResourcePath"], row["HttpMethod"]) == ("/*", "*")
 
 
-def test_the_wait_ends_before_the_gateway_does() -> None:
-    """A caller that cannot be served is told by the machine, before the gateway gives up."""
+def test_the_machine_ends_with_the_gateway() -> None:
+    """An execution goes on for as long as the gateway waits for it, and no longer."""
     resources = template.source()["Resources"]
     machine = resources["WaitingRoom"]["Properties"]["Definition"]
     method = resources["Api"]["Properties"]["DefinitionBody"]["paths"]["/test"]["get"]
     timeout = method["x-amazon-apigateway-integration"]["timeoutInMillis"]
-    assert 1000 * machine["TimeoutSeconds"] < timeout <= 29_000
+    assert 1000 * machine["TimeoutSeconds"] == timeout <= 29_000
+
+
+def test_every_deployment_is_new(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stack that is deployed again gets a new deployment of its API, whatever has changed."""
+    names = set()
+    for moment in range(2):
+        monkeypatch.setattr(apigateway.time, "time", lambda moment=moment: moment)
+        resources = template.deployed.__wrapped__()
+        names |= {name for name in resources if name.startswith("ApiDeployment")}
+    assert len(names) == 2
 
 
 def test_local_door() -> None:
@@ -129,7 +144,6 @@ def test_nothing_local_is_deployed(resources: dict[str, Any]) -> None:
 def test_logs(resources: dict[str, Any], function: dict[str, Any]) -> None:
     """Function and machine log to groups of their own, which do not keep it for ever."""
     machine_logs = resources["WaitingRoom"]["Properties"]["LoggingConfiguration"]
-    assert machine_logs["Level"] == "ERROR"
     assert machine_logs["Destinations"] == [
         {"CloudWatchLogsLogGroup": {"LogGroupArn": {"Fn::GetAtt": ["WaitingRoomLogs", "Arn"]}}}
     ]

@@ -3,15 +3,18 @@
 import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import repeat
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from moto.awslambda.exceptions import LambdaClientError
+from moto.stepfunctions.parser.asl.component.common.retry import retrier_decl
 
 from tests import template
 from tests.doors import request_start, rest_event
 from tests.test_contract import assert_staircase
-from tests.waiting_room import Endpoint, Function, emulation, environment
+from tests.waiting_room import Endpoint, Function, Handle, emulation, environment
 
 WORK_SECONDS = 0.3
 
@@ -25,7 +28,7 @@ def _emulation() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def endpoint(_emulation: None) -> Iterator[Endpoint]:
     with environment(WORK_SECONDS) as handler:
-        yield Endpoint(handler)
+        yield Endpoint(Function(handler))
 
 
 def test_request(endpoint: Endpoint) -> None:
@@ -52,6 +55,7 @@ def test_a_burst(endpoint: Endpoint) -> None:
     assert endpoint.function.refusals
     for answer in answers:
         assert answer.headers["server-timing"].startswith("queue;dur=")
+    assert not endpoint.logged
 
 
 def test_without_the_waiting_room() -> None:
@@ -73,46 +77,85 @@ def test_the_function_fails() -> None:
         return handler(event)
 
     with environment(WORK_SECONDS) as handler:
-        endpoint = Endpoint(fail_first)
+        endpoint = Endpoint(Function(fail_first))
         [failed], [served] = endpoint.burst(1), endpoint.burst(1)
     assert failed.status_code == 500
     assert failed.json() == {"detail": "Internal Server Error"}
     assert served.status_code == 200
+    assert endpoint.logged == ["ExecutionFailed"]
 
 
-def answer(status: int, body: str, **headers: str) -> dict[str, str]:
-    """Make the outcome of an execution whose function answered."""
+def result(status: int, body: str, **headers: str) -> dict[str, Any]:
+    """Make what the function returns."""
     names = {name.replace("_", "-"): value for name, value in headers.items()}
-    result = {"statusCode": status, "headers": names, "multiValueHeaders": {}, "body": body}
-    return {"status": "SUCCEEDED", "output": json.dumps(result)}
+    return {"statusCode": status, "headers": names, "multiValueHeaders": {}, "body": body}
 
 
-NO_TURN = {"detail": "No turn came free in time; try again later."}
+def after(refusals: int, error: str) -> Handle:
+    """Make a function that Lambda refuses to run so many times."""
+    left = repeat(LambdaClientError(error, "the secret reason"), refusals)
+
+    def run(event: dict[str, Any]) -> Any:
+        if refusal := next(left, None):
+            raise refusal
+        return result(200, "{}")
+
+    return run
+
+
+@pytest.fixture
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Skip the pauses between attempts, and note how many seconds they would have taken."""
+    seconds: list[float] = []
+    monkeypatch.setattr(retrier_decl, "time", SimpleNamespace(sleep=seconds.append))
+    return seconds
+
+
+@pytest.mark.parametrize(("refusals", "status"), [(2, 200), (3, 500)])
+def test_trouble_of_lambda_itself(refusals: int, status: int, pauses: list[float]) -> None:
+    """An error of Lambda's that AWS calls transient is tried again twice, and no third time."""
+    [answer] = Endpoint(Function(after(refusals, "ServiceException"))).burst(1)
+    assert answer.status_code == status
+    assert len(pauses) == 2
+
+
+def test_who_has_waited_long_asks_without_a_pause(
+    pauses: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A caller asks again after up to a second, 25 times; from then on it asks at once."""
+    endpoint = Endpoint(Function(lambda event: event))
+    monkeypatch.setattr(endpoint.function, "invoke", after(40, "TooManyRequestsException"))
+    [answer] = endpoint.burst(1)
+    assert answer.status_code == 200
+    assert len(set(pauses)) == 25
+    assert all(0 <= pause <= 1 for pause in pauses)
+
+
+def outcome(status: int, body: str, **headers: str) -> dict[str, str]:
+    """Make the outcome of an execution whose function returned."""
+    return {"status": "SUCCEEDED", "output": json.dumps(result(status, body, **headers))}
+
+
+NOT_SERVED = {"detail": "Not served in time; try again later."}
+TOO_MANY = {"detail": "Too many callers; try again later."}
 ERROR = {"detail": "Internal Server Error"}
 ENDINGS: dict[str, tuple[int, dict[str, str], int, dict[str, str], dict[str, Any]]] = {
     "served": (
         200,
-        answer(200, '{"elapsed":3.25}', server_timing="queue;dur=0.1, work;dur=3000.0"),
+        outcome(200, '{"elapsed":3.25}', server_timing="queue;dur=0.1, work;dur=3000.0"),
         200,
         {"Server-Timing": "queue;dur=0.1, work;dur=3000.0"},
         {"elapsed": 3.25},
     ),
     "the function's own 503": (
         200,
-        answer(503, '{"detail":"stopping"}', retry_after="7"),
+        outcome(503, '{"detail":"stopping"}', retry_after="7"),
         503,
         {"Retry-After": "7"},
         {"detail": "stopping"},
     ),
-    "the function's own 500": (200, answer(500, json.dumps(ERROR)), 500, {}, ERROR),
-    "throttled to the end": (
-        200,
-        {"status": "FAILED", "error": "Lambda.TooManyRequestsException", "cause": "Rate Exceeded"},
-        503,
-        {"Retry-After": "4"},
-        NO_TURN,
-    ),
-    "timed out": (200, {"status": "TIMED_OUT"}, 503, {"Retry-After": "4"}, NO_TURN),
+    "the function's own 500": (200, outcome(500, json.dumps(ERROR)), 500, {}, ERROR),
+    "timed out": (200, {"status": "TIMED_OUT"}, 503, {"Retry-After": "4"}, NOT_SERVED),
     "failed": (
         200,
         {"status": "FAILED", "error": "ZeroDivisionError", "cause": "secret"},
@@ -128,20 +171,22 @@ ENDINGS: dict[str, tuple[int, dict[str, str], int, dict[str, str], dict[str, Any
         ERROR,
     ),
     "out of memory": (200, {"status": "FAILED", "error": "Runtime.ExitError"}, 500, {}, ERROR),
-    "start refused": (
+    "start throttled": (
         400,
-        {"__type": "ThrottlingException", "message": "Rate exceeded"},
+        {"__type": "com.amazon.coral.availability#ThrottlingException", "message": "Rate exceeded"},
         503,
         {"Retry-After": "4"},
-        {"detail": "The waiting room is closed; try again later."},
+        TOO_MANY,
     ),
-    "Step Functions down": (
+    "start not allowed": (
+        400,
+        {"__type": "com.amazon.coral.service#AccessDeniedException", "Message": "secret"},
         500,
         {},
-        503,
-        {"Retry-After": "4"},
-        {"detail": "The waiting room is closed; try again later."},
+        ERROR,
     ),
+    "machine gone": (400, {"__type": "StateMachineDoesNotExist"}, 500, {}, ERROR),
+    "Step Functions down": (500, {}, 500, {}, ERROR),
 }
 
 
@@ -160,35 +205,30 @@ def test_endings(endpoint: Endpoint, ending: str) -> None:
     }
 
 
-def test_one_override_of_the_status(endpoint: Endpoint) -> None:
+@pytest.mark.parametrize("backend_status", ["200", "default"])
+def test_one_override_of_the_status(endpoint: Endpoint, backend_status: str) -> None:
     """The status is overridden in one place: a second time would be a 5xx of the gateway's."""
-    source = endpoint.integration["responses"]["200"]["responseTemplates"]["application/json"]
+    response = endpoint.integration["responses"][backend_status]
+    source = response["responseTemplates"]["application/json"]
     assert source.count("$context.responseOverride.status") == 1
 
 
-@pytest.mark.parametrize(
-    ("name", "status", "retry_after"),
-    [
-        ("THROTTLED", 429, "'4'"),
-        ("INTEGRATION_TIMEOUT", 503, "'4'"),
-        ("MISSING_AUTHENTICATION_TOKEN", 404, None),
-        ("UNSUPPORTED_MEDIA_TYPE", 415, None),
-        ("DEFAULT_5XX", 500, None),
-    ],
-)
-def test_gateway_responses(
-    endpoint: Endpoint, name: str, status: int, retry_after: str | None
-) -> None:
+def test_gateway_responses(endpoint: Endpoint) -> None:
     """What the gateway answers by itself has its status and a JSON body, too."""
-    response = endpoint.api["x-amazon-apigateway-gateway-responses"][name]
-    assert str(response["statusCode"]) == str(status)
-    assert json.loads(response["responseTemplates"]["application/json"])["detail"]
-    assert all(
-        "statusCode" in other
-        for other in endpoint.api["x-amazon-apigateway-gateway-responses"].values()
-    )
-    parameters = response.get("responseParameters", {})
-    assert parameters.get("gatewayresponse.header.Retry-After") == retry_after
+    answers = {
+        name: endpoint.gateway_response(name)
+        for name in endpoint.api["x-amazon-apigateway-gateway-responses"]
+    }
+    assert {
+        name: (answer.status_code, answer.headers.get("retry-after"), answer.json())
+        for name, answer in answers.items()
+    } == {
+        "THROTTLED": (429, "4", TOO_MANY),
+        "INTEGRATION_TIMEOUT": (503, "4", NOT_SERVED),
+        "MISSING_AUTHENTICATION_TOKEN": (404, None, {"detail": "Not Found"}),
+        "UNSUPPORTED_MEDIA_TYPE": (415, None, {"detail": "Unsupported Media Type"}),
+        "DEFAULT_5XX": (500, None, ERROR),
+    }
 
 
 def test_url() -> None:

@@ -45,6 +45,13 @@ ENVIRON = {
 REQUESTS_PER_SECOND = 10
 """Synchronous requests that Lambda takes a second, for each unit of reserved concurrency."""
 
+FATAL = {"ExecutionAborted", "ExecutionFailed", "ExecutionTimedOut"}
+LOGGED = {"FATAL": FATAL, "ERROR": FATAL | {"TaskFailed", "TaskTimedOut"}}
+"""Of the events that our machine can have, those that are logged, by the log's level.
+
+https://docs.aws.amazon.com/step-functions/latest/dg/cw-logs.html
+"""
+
 Handle = Callable[[dict[str, Any]], Any]
 
 
@@ -52,10 +59,14 @@ class Function:
     """Lambda at reserved concurrency 1: takes one call, refuses what overlaps or comes too fast.
 
     A `handle` that raises is a function that failed.
+    Each call takes `overhead` seconds beside what `handle` does, a refused one too, and the first
+    that is taken `cold_start` seconds more.
     """
 
-    def __init__(self, handle: Handle) -> None:
+    def __init__(self, handle: Handle, overhead: float = 0.02, cold_start: float = 0) -> None:
         self.handle = handle
+        self.overhead = overhead
+        self.cold_start = cold_start
         self.environment = threading.Lock()
         self.bucket = threading.Lock()
         self.tokens = float(REQUESTS_PER_SECOND)
@@ -70,13 +81,15 @@ class Function:
                 REQUESTS_PER_SECOND, self.tokens + (now - self.filled) * REQUESTS_PER_SECOND
             )
             self.filled = now
-            if self.tokens < 1:
-                self.refuse("ReservedFunctionInvocationRateLimitExceeded")
-            self.tokens -= 1
+            too_fast = self.tokens < 1
+            self.tokens -= not too_fast
+        if too_fast:
+            self.refuse("ReservedFunctionInvocationRateLimitExceeded")
         if not self.environment.acquire(blocking=False):
             self.refuse("ReservedFunctionConcurrentInvocationLimitExceeded")
         began = time.monotonic()
         try:
+            time.sleep(self.overhead if self.spans else self.overhead + self.cold_start)
             return self.handle(event)
         finally:
             self.spans.append((began, time.monotonic()))
@@ -88,34 +101,37 @@ class Function:
 
     def refuse(self, reason: str) -> None:
         self.refusals.append(reason)
+        time.sleep(self.overhead)
         raise LambdaClientError("TooManyRequestsException", f"Rate Exceeded. Reason: {reason}")
 
 
 class Endpoint:
-    """`GET /test` of a deployment around `handle`."""
+    """`GET /test` of a deployment around `function`."""
 
-    def __init__(self, handle: Handle, work_seconds: int = 3) -> None:
-        self.function = Function(handle)
+    def __init__(self, function: Function, work_seconds: int = 3) -> None:
+        self.function = function
         name = f"function-{uuid.uuid4()}"
-        FUNCTIONS[name] = self.function
+        FUNCTIONS[name] = function
         resources = template.deployed()
         role = boto3.client("iam").create_role(RoleName=name, AssumeRolePolicyDocument="{}")
         role_arn = role["Role"]["Arn"]
-        function = boto3.client("lambda").create_function(
+        function_arn = boto3.client("lambda").create_function(
             FunctionName=name,
             Runtime="python3.13",
             Handler="handler.main.handler",
             Role=role_arn,
             Code={"ZipFile": b""},
-        )
+        )["FunctionArn"]
         values = {
             "WorkSeconds": str(work_seconds),
             "AWS::Partition": "aws",
             "AWS::Region": REGION,
-            "Function.Arn": function["FunctionArn"],
+            "Function.Arn": function_arn,
             "ApiRole.Arn": role_arn,
         }
         machine = resources["WaitingRoom"]["Properties"]
+        self.log_level = machine["LoggingConfiguration"]["Level"]
+        self.logged: list[str] = []
         substitutions = template.resolve(machine["DefinitionSubstitutions"], values)
         self.states = boto3.client("stepfunctions")
         values["WaitingRoom"] = self.states.create_state_machine(
@@ -159,15 +175,32 @@ class Endpoint:
             int(final), headers={"Content-Type": "application/json"} | headers, text=rendered
         )
 
+    def gateway_response(self, name: str) -> httpx.Response:
+        """Return what the gateway answers by itself."""
+        response = self.api["x-amazon-apigateway-gateway-responses"][name]
+        headers = {
+            parameter.removeprefix("gatewayresponse.header."): value.strip("'")
+            for parameter, value in response.get("responseParameters", {}).items()
+        }
+        return httpx.Response(
+            int(response["statusCode"]),
+            headers={"Content-Type": "application/json"} | headers,
+            text=response["responseTemplates"]["application/json"],
+        )
+
     def call(self, arrived: float) -> httpx.Response:
         """Let one call, which `arrived` at the gateway, go all the way."""
         request = self.request(arrived)
-        execution = self.states.start_execution(name=str(uuid.uuid4()), **request)
-        arn = execution["executionArn"]
-        running = get_backend(arn.split(":")[4], REGION).describe_execution(arn)
-        while running.status == "RUNNING":
+        arn = self.states.start_execution(name=str(uuid.uuid4()), **request)["executionArn"]
+        execution: Any = get_backend(arn.split(":")[4], REGION).describe_execution(arn)
+        patience = self.integration["timeoutInMillis"] / 1000
+        while execution.status == "RUNNING":
+            if time.time() - arrived >= patience:
+                return self.gateway_response("INTEGRATION_TIMEOUT")
             time.sleep(0.02)  # moto has no StartSyncExecution to wait in
-        outcome = self.states.describe_execution(executionArn=arn)
+        events = [event["type"] for event in execution.to_history_output()["events"]]
+        self.logged += [event for event in events if event in LOGGED[self.log_level]]
+        outcome = execution.to_describe_output()
         known = ("status", "output", "error", "cause")
         return self.response(200, {key: outcome[key] for key in known if key in outcome})
 
@@ -206,8 +239,9 @@ class Input:
         self.body = body
 
     def path(self, path: str) -> Any:
-        assert path == "$"
-        return self.body
+        if path == "$":
+            return self.body
+        return self.body.get(path.removeprefix("$."))
 
 
 class Util:
