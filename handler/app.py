@@ -5,9 +5,10 @@ import math
 from contextlib import AsyncExitStack
 from typing import Any
 
-from fastapi import FastAPI, HTTPException, Request, Response
+from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
+from starlette.types import Receive, Scope, Send
 
 from handler.arrival import arrival
 from handler.disconnect import Disconnected, while_connected
@@ -66,19 +67,30 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     # Within one turn a place comes free, or a stopped service is up again.
     retry_after = math.ceil(settings.work_seconds)
 
-    app = FastAPI(
+    def refusal(reason: str) -> Response:
+        return JSONResponse(
+            {"detail": f"{reason}; try again in {retry_after} s."},
+            status_code=503,
+            headers={"Retry-After": str(retry_after)},
+        )
+
+    full = refusal(f"The queue is full, at {settings.max_waiting} waiting")
+
+    class Door(FastAPI):
+        async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+            # In a flood of callers every turn and every newcomer waits for what refusals cost:
+            # this one comes before anything is made for its caller.
+            if gate.full and scope.get("path") == "/test" and scope.get("method") == "GET":
+                await full(scope, receive, send)
+            else:
+                await super().__call__(scope, receive, send)
+
+    app = Door(
         title="One at a time",
         description="Does the work of one call after the other, in order of arrival.",
         lifespan=draining(gate.close),
     )
     app.state.settings = settings
-
-    def refusal(reason: str) -> HTTPException:
-        return HTTPException(
-            503,
-            detail=f"{reason}; try again in {retry_after} s.",
-            headers={"Retry-After": str(retry_after)},
-        )
 
     @app.get("/test", response_model=Answer, responses=RESPONSES)
     async def test(request: Request, response: Response) -> Answer | Response:
@@ -92,16 +104,18 @@ def create_app(settings: Settings | None = None) -> FastAPI:
                     turn = await inside.enter_async_context(gate.turn(arrived))
             except Disconnected:
                 return Response(status_code=CLIENT_CLOSED_REQUEST)
-            except GateFull:
-                raise refusal(f"The queue is full, at {settings.max_waiting} waiting") from None
             except GateClosed:
-                raise refusal("The service is stopping") from None
+                return refusal("The service is stopping")
             await work(settings.work_seconds)
         response.headers["Server-Timing"] = (
             f"queue;dur={1e3 * (turn.began - turn.arrived):.3f}, "
             f"work;dur={1e3 * (turn.ended - turn.began):.3f}"
         )
         return Answer(elapsed=turn.elapsed)
+
+    @app.exception_handler(GateFull)
+    async def refused(request: Request, error: GateFull) -> Response:
+        return full  # the door knows no other path than /test: uvicorn's --root-path changes it
 
     @app.exception_handler(Exception)
     async def failed(request: Request, error: Exception) -> JSONResponse:

@@ -74,6 +74,11 @@ class Gate:
         """How many callers stand in line."""
         return len(self._line)
 
+    @property
+    def full(self) -> bool:
+        """Whether the next caller would be refused: the line is as long as it may be."""
+        return self.waiting + self._lock.locked() > self._max_waiting
+
     @asynccontextmanager
     async def turn(self, arrived: float) -> AsyncIterator[Turn]:
         """Wait in line, then hold the gate for the body and until its answer is exact.
@@ -88,7 +93,7 @@ class Gate:
         """
         if self._closed:
             raise GateClosed
-        if len(self._line) + self._lock.locked() > self._max_waiting:
+        if self.full:
             raise GateFull
         await self._wait()
         try:

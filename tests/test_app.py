@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from itertools import count
+from unittest.mock import AsyncMock
 
 import httpx
 import pytest
@@ -36,6 +37,34 @@ async def test_full(client: httpx.AsyncClient) -> None:
     for answer in answers[:15]:
         assert answer.headers["retry-after"] == "1"
         assert answer.json() == {"detail": "The queue is full, at 4 waiting; try again in 1 s."}
+
+
+async def test_refused_at_the_door(app: FastAPI, client: httpx.AsyncClient) -> None:
+    """A refusal makes no task and reads nothing: in a flood, everyone waits for what it costs."""
+    served = [asyncio.create_task(client.get("/test")) for _ in range(5)]
+    await asyncio.sleep(0)
+    before = asyncio.all_tasks()
+    receive, send = AsyncMock(), AsyncMock()
+    scope = {"type": "http", "method": "GET", "path": "/test", "query_string": b"", "headers": []}
+    with pytest.raises(StopIteration):
+        app(scope, receive, send).send(None)
+    assert send.await_args_list[0].args[0]["status"] == 503
+    assert asyncio.all_tasks() == before
+    receive.assert_not_awaited()
+    await asyncio.gather(*served)
+
+
+async def test_full_under_a_root_path(app: FastAPI) -> None:
+    """Whoever comes by another path, as with uvicorn's --root-path, is refused alike."""
+    transport = httpx.ASGITransport(app, root_path="/api")
+    async with httpx.AsyncClient(transport=transport, base_url="http://test/api/") as client:
+        served = [asyncio.create_task(client.get("test")) for _ in range(5)]
+        await asyncio.sleep(0)
+        refused = await client.get("test")
+    assert refused.status_code == 503
+    assert refused.headers["retry-after"] == "1"
+    assert refused.json() == {"detail": "The queue is full, at 4 waiting; try again in 1 s."}
+    assert [(await answer).status_code for answer in served] == [200] * 5
 
 
 @pytest.mark.parametrize(
@@ -85,7 +114,13 @@ async def test_hang_up(app: FastAPI) -> None:
         async def send(message: dict[str, int]) -> None:
             sent.append(message.get("status", 0))
 
-        scope = {"type": "http", "method": "GET", "path": "/test", "headers": []}
+        scope = {
+            "type": "http",
+            "method": "GET",
+            "path": "/test",
+            "query_string": b"",
+            "headers": [],
+        }
         await app(scope | {"query_string": b""}, receive, send)  # type: ignore[arg-type]
         assert sent[0] == CLIENT_CLOSED_REQUEST
         assert not served.done()
