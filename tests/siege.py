@@ -15,7 +15,8 @@ from typing import Any
 
 from tests.callers import Caller
 from tests.doors import is_short
-from tests.server import LIMIT, UVICORN, Server, resident_memory, serve
+from tests.flood import Withstood, withstand
+from tests.server import LIMIT, PYTHON_M, UVICORN, Server, resident_memory, serve
 
 OBSERVED = (*UVICORN, "--no-access-log", "--loop", "uvloop", "tests.observed:app")
 
@@ -118,12 +119,19 @@ async def stop_at_random(moment: random.Random, callers: int = 30) -> Counter[st
         return outcomes
 
 
+async def flooded(connections: int, newcomers: int) -> Withstood:
+    """Flood what the README's command runs."""
+    with serve(*PYTHON_M, PORT="0", WORK_SECONDS="1", MAX_WAITING="4") as server:
+        return await withstand(server, connections, newcomers)
+
+
 async def main() -> None:
     print(json.dumps(await crowd(5000), indent=2))
     outcomes: Counter[str] = Counter()
     for number in range(50):
         outcomes += await stop_at_random(random.Random(number))
     print("50 times SIGTERM at a random moment of a burst of 30:", dict(outcomes))
+    print(await flooded(400, 14))
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from handler.settings import Settings
 from tests.callers import Caller
 from tests.doors import burst
 from tests.server import LIMIT, UVICORN, Server, serve
-from tests.siege import crowd, stop_at_random
+from tests.siege import crowd, flooded, stop_at_random
 from tests.test_contract import assert_staircase
 
 WORK_SECONDS = 0.1
@@ -47,6 +47,14 @@ async def test_stopped_at_random(seed: int) -> None:
     outcomes = await stop_at_random(random.Random(seed))
     assert outcomes["200"] + outcomes["503"] == 30
     assert outcomes["exit 0"] == 1
+
+
+async def test_a_flood() -> None:
+    """While 200 call again once refused, a newcomer is told at once, and the turns go on."""
+    seen = await flooded(200, 4)
+    assert seen.newcomers
+    assert max(seen.newcomers) < 0.5
+    assert seen.turn <= 1.1 * seen.turn_in_peace
 
 
 async def half_a_request_line(server: Server) -> None:
