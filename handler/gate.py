@@ -11,11 +11,10 @@ from contextlib import asynccontextmanager
 from math import inf
 
 SIMULTANEOUS = 0.26
-"""Calls that arrive within so many seconds of one another get exact steps.
+"""Seconds within which calls arrive that get exact steps, unless the first is answered before.
 
 The promise is 0.25 s: people's bursts reach a gateway that far apart.
 The rest is for stamps of arrival, which cross two clocks and jitter by milliseconds.
-Whether the first was answered before the second arrived makes no difference.
 """
 
 
@@ -28,14 +27,18 @@ class GateClosed(Exception):
 
 
 class Turn:
-    """One caller's turn: when it arrived, began and ended, in seconds on the gate's clock."""
+    """One caller's turn: when it arrived, began and ended, in seconds on the gate's clock.
+
+    Only a turn that is complete has `ended`, and so an `elapsed`.
+    """
 
     __slots__ = ("arrived", "began", "ended")
+
+    ended: float
 
     def __init__(self, arrived: float, began: float) -> None:
         self.arrived = arrived
         self.began = began
-        self.ended = began
 
     @property
     def elapsed(self) -> float:
@@ -51,7 +54,7 @@ class Gate:
     since uvloop caches its clock and rounds it to milliseconds.
     """
 
-    __slots__ = ("_answers", "_clock", "_closed", "_line", "_lock", "_max_waiting", "_seconds")
+    __slots__ = ("_clock", "_closed", "_last", "_line", "_lock", "_max_waiting", "_seconds")
 
     def __init__(
         self, seconds: float, max_waiting: int, clock: Callable[[], float] = time.monotonic
@@ -61,7 +64,7 @@ class Gate:
         self._clock = clock
         self._lock = asyncio.Lock()
         self._line: set[asyncio.Timeout] = set()
-        self._answers: list[Turn] = []
+        self._last: Turn | None = None
         self._closed = False
 
     def __repr__(self) -> str:
@@ -129,27 +132,16 @@ class Gate:
         # so stay until the step, computed as its callers will, is long enough. Then, of the floats,
         # elapsed >= earlier + seconds as well: earlier is at least seconds, so that near the step
         # the difference is exact (Sterbenz's lemma).
-        seconds = self._seconds
-        earlier = max(
-            (
-                answer.elapsed
-                for answer in self._answers
-                if abs(turn.arrived - answer.arrived) <= SIMULTANEOUS
-            ),
-            default=-inf,
-        )
+        seconds, last = self._seconds, self._last
+        earlier = -inf
+        # The last answer is enough: one before it is two turns behind.
+        if last and turn.arrived < last.ended and abs(turn.arrived - last.arrived) <= SIMULTANEOUS:
+            earlier = last.elapsed
         while True:
-            turn.ended = self._clock()
-            short = max(
-                seconds - (turn.ended - turn.began),
-                seconds - (turn.elapsed - earlier),
-            )
+            now = self._clock()
+            short = max(seconds - (now - turn.began), seconds - (now - turn.arrived - earlier))
             if short <= 0:
                 break
             await asyncio.sleep(short)
-        # The next answer comes a turn later at the least, so that one from before this span
-        # is further behind it than a turn, whatever their arrivals.
-        self._answers = [
-            answer for answer in self._answers if turn.ended - answer.ended <= SIMULTANEOUS
-        ]
-        self._answers.append(turn)
+        turn.ended = now
+        self._last = turn
