@@ -1,8 +1,8 @@
-"""The app: the work and the one route."""
+"""The app: the work, the one route, and what can go wrong on it."""
 
 import asyncio
 import math
-from contextlib import AsyncExitStack
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -12,8 +12,8 @@ from starlette.types import Receive, Scope, Send
 
 from handler.arrival import arrival
 from handler.disconnect import Disconnected, while_connected
+from handler.draining import draining
 from handler.gate import Gate, GateClosed, GateFull
-from handler.process import draining
 from handler.settings import Settings
 
 CLIENT_CLOSED_REQUEST = 499
@@ -56,32 +56,28 @@ async def work(seconds: float) -> None:
     await asyncio.sleep(seconds)
 
 
-def create_app(settings: Settings | None = None) -> FastAPI:
-    """Make the service, with a gate of its own.
-
-    Without `settings`, those of the environment and `.env` hold.
-    Raises `InvalidSetting`.
-    """
-    settings = settings or Settings.load()
+def create_app(settings: Settings, work: Callable[[float], Awaitable[None]] = work) -> FastAPI:
+    """Make the service, with a gate of its own; `work` is called with a turn's seconds."""
     gate = Gate(settings.work_seconds, settings.max_waiting)
-    # Within one turn a place comes free, or a stopped service is up again.
-    retry_after = math.ceil(settings.work_seconds)
 
     def refusal(reason: str) -> Response:
+        # Within one turn a place comes free, or a stopped service is up again.
+        seconds = math.ceil(settings.work_seconds)
         return JSONResponse(
-            {"detail": f"{reason}; try again in {retry_after} s."},
+            {"detail": f"{reason}; try again in {seconds} s."},
             status_code=503,
-            headers={"Retry-After": str(retry_after)},
+            headers={"Retry-After": str(seconds)},
         )
 
-    full = refusal(f"The queue is full, at {settings.max_waiting} waiting")
+    queue_is_full = refusal(f"The queue is full, at {settings.max_waiting} waiting")
+    is_stopping = refusal("The service is stopping")
 
     class Door(FastAPI):
         async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
             # In a flood of callers every turn and every newcomer waits for what refusals cost:
             # this one comes before anything is made for its caller.
             if gate.full and scope.get("path") == "/test" and scope.get("method") == "GET":
-                await full(scope, receive, send)
+                await queue_is_full(scope, receive, send)
             else:
                 await super().__call__(scope, receive, send)
 
@@ -90,22 +86,15 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         description="Does the work of one call after the other, in order of arrival.",
         lifespan=draining(gate.close),
     )
-    app.state.settings = settings
 
     @app.get("/test", response_model=Answer, responses=RESPONSES)
-    async def test(request: Request, response: Response) -> Answer | Response:
+    async def test(request: Request, response: Response) -> Answer:
         """Wait for the turn of this call, do the work, and say how long both took."""
         arrived = arrival(
             request.headers.get("x-request-start") if settings.trust_request_start else None
         )
-        async with AsyncExitStack() as inside:
-            try:
-                async with while_connected(request.receive):
-                    turn = await inside.enter_async_context(gate.turn(arrived))
-            except Disconnected:
-                return Response(status_code=CLIENT_CLOSED_REQUEST)
-            except GateClosed:
-                return refusal("The service is stopping")
+        async with while_connected(request.receive) as unwatch, gate.turn(arrived) as turn:
+            unwatch()
             await work(settings.work_seconds)
         response.headers["Server-Timing"] = (
             f"queue;dur={1e3 * (turn.began - turn.arrived):.3f}, "
@@ -114,11 +103,19 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         return Answer(elapsed=turn.elapsed)
 
     @app.exception_handler(GateFull)
-    async def refused(request: Request, error: GateFull) -> Response:
-        return full  # the door knows no other path than /test: uvicorn's --root-path changes it
+    async def full(request: Request, error: GateFull) -> Response:
+        return queue_is_full  # behind uvicorn's --root-path, where the door knows another path
+
+    @app.exception_handler(GateClosed)
+    async def closed(request: Request, error: GateClosed) -> Response:
+        return is_stopping
+
+    @app.exception_handler(Disconnected)
+    async def hung_up(request: Request, error: Disconnected) -> Response:
+        return Response(status_code=CLIENT_CLOSED_REQUEST)
 
     @app.exception_handler(Exception)
-    async def failed(request: Request, error: Exception) -> JSONResponse:
+    async def failed(request: Request, error: Exception) -> Response:
         return JSONResponse({"detail": "Internal Server Error"}, status_code=500)
 
     return app

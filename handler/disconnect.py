@@ -1,7 +1,7 @@
 """Notice a caller that hangs up, by the ASGI message that says so."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from starlette.types import Receive
@@ -12,17 +12,23 @@ class Disconnected(Exception):
 
 
 @asynccontextmanager
-async def while_connected(receive: Receive) -> AsyncIterator[None]:
+async def while_connected(receive: Receive) -> AsyncIterator[Callable[[], None]]:
     """Run the body only for as long as the caller stays connected.
 
+    Yields a function that ends the watch: what is begun after that is finished.
     `receive` is the request's ASGI channel; its body is read and dropped.
     Raises `Disconnected`.
     """
     try:
         async with asyncio.timeout(None) as connection:
             watcher = asyncio.create_task(_expire_on_disconnect(connection, receive))
+
+            def unwatch() -> None:
+                watcher.cancel()
+                connection.reschedule(None)  # a hang-up noticed in this very pass of the loop
+
             try:
-                yield
+                yield unwatch
             finally:
                 watcher.cancel()
     except TimeoutError:

@@ -7,16 +7,17 @@ from mangum import Mangum
 from mangum.types import LambdaContext, LambdaEvent
 
 from handler.app import create_app
-from handler.process import refuse_workers
-from handler.settings import InvalidSetting
+from handler.settings import InvalidSetting, Settings
+from handler.workers import refuse_workers
 
 refuse_workers()
 try:
-    app = create_app()
+    settings = Settings.load()
 except InvalidSetting as error:
     print(f"handler: {error}", file=sys.stderr)
     raise SystemExit(2) from None
 
+app = create_app(settings)
 mangum = Mangum(app, lifespan="off")
 
 

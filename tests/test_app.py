@@ -1,7 +1,6 @@
 """The app: its one route, called in this process."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from itertools import count
 from unittest.mock import AsyncMock
 
@@ -9,25 +8,23 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-import handler.app
 from handler import create_app
-from handler.app import CLIENT_CLOSED_REQUEST
 from handler.settings import Settings
-from tests.doors import burst, request_start
+from tests.support.doors import burst, calling, request_start
 
-WORK_SECONDS = 0.3
+WORK_SECONDS = 0.1
+SETTINGS = Settings(work_seconds=WORK_SECONDS, max_waiting=4)
+SCOPE = {"type": "http", "method": "GET", "path": "/test", "query_string": b"", "headers": []}
 
 
 @pytest.fixture
 def app() -> FastAPI:
-    return create_app(Settings(work_seconds=WORK_SECONDS, max_waiting=4))
+    return create_app(SETTINGS)
 
 
 @pytest.fixture
-async def client(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
-    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
-        yield client
+def client(app: FastAPI) -> httpx.AsyncClient:
+    return calling(app)
 
 
 async def test_full(client: httpx.AsyncClient) -> None:
@@ -45,9 +42,8 @@ async def test_refused_at_the_door(app: FastAPI, client: httpx.AsyncClient) -> N
     await asyncio.sleep(0)
     before = asyncio.all_tasks()
     receive, send = AsyncMock(), AsyncMock()
-    scope = {"type": "http", "method": "GET", "path": "/test", "query_string": b"", "headers": []}
     with pytest.raises(StopIteration):
-        app(scope, receive, send).send(None)
+        app(dict(SCOPE), receive, send).send(None)
     assert send.await_args_list[0].args[0]["status"] == 503
     assert asyncio.all_tasks() == before
     receive.assert_not_awaited()
@@ -56,11 +52,10 @@ async def test_refused_at_the_door(app: FastAPI, client: httpx.AsyncClient) -> N
 
 async def test_full_under_a_root_path(app: FastAPI) -> None:
     """Whoever comes by another path, as with uvicorn's --root-path, is refused alike."""
-    transport = httpx.ASGITransport(app, root_path="/api")
-    async with httpx.AsyncClient(transport=transport, base_url="http://test/api/") as client:
-        served = [asyncio.create_task(client.get("test")) for _ in range(5)]
-        await asyncio.sleep(0)
-        refused = await client.get("test")
+    client = calling(app, root_path="/api")
+    served = [asyncio.create_task(client.get("/api/test")) for _ in range(5)]
+    await asyncio.sleep(0)
+    refused = await client.get("/api/test")
     assert refused.status_code == 503
     assert refused.headers["retry-after"] == "1"
     assert refused.json() == {"detail": "The queue is full, at 4 waiting; try again in 1 s."}
@@ -72,18 +67,22 @@ async def test_full_under_a_root_path(app: FastAPI) -> None:
 )
 async def test_retry_after(work_seconds: float, retry_after: str) -> None:
     """`Retry-After` is a turn, in whole seconds: by then one place has come free."""
-    app = create_app(Settings(work_seconds=work_seconds, max_waiting=0))
-    async with httpx.AsyncClient(
-        transport=httpx.ASGITransport(app), base_url="http://test"
-    ) as client:
-        served = asyncio.create_task(client.get("/test"))
-        await asyncio.sleep(0)
-        [refused] = await burst(client, 1)
-        assert refused.headers["retry-after"] == retry_after
-        served.cancel()
+    client = calling(create_app(Settings(work_seconds=work_seconds, max_waiting=0)))
+    served = asyncio.create_task(client.get("/test"))
+    await asyncio.sleep(0)
+    assert (await client.get("/test")).headers["retry-after"] == retry_after
+    served.cancel()
 
 
-async def test_failure(client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_work() -> None:
+    """Each call's turn does the work once, for the seconds that are set."""
+    work = AsyncMock()
+    answers = await burst(calling(create_app(SETTINGS, work)), 3)
+    assert [answer.status_code for answer in answers] == [200] * 3
+    assert [call.args for call in work.await_args_list] == [(WORK_SECONDS,)] * 3
+
+
+async def test_failure() -> None:
     """When the work fails its caller gets a 500 that reveals nothing, and the next is served."""
     calls = count()
 
@@ -92,51 +91,31 @@ async def test_failure(client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatc
             raise ZeroDivisionError("the secret reason")
         await asyncio.sleep(seconds)
 
-    monkeypatch.setattr(handler.app, "work", fail_first)
-    failed, served = await burst(client, 2)
+    failed, served = await burst(calling(create_app(SETTINGS, fail_first)), 2)
     assert failed.status_code == 500
     assert failed.json() == {"detail": "Internal Server Error"}
     assert served.status_code == 200
     assert served.json()["elapsed"] < 2 * WORK_SECONDS
 
 
-async def test_hang_up(app: FastAPI) -> None:
+async def test_hang_up(app: FastAPI, client: httpx.AsyncClient) -> None:
     """A caller that hangs up while it waits is done with at once, as nginx logs it."""
-    transport = httpx.ASGITransport(app)
-    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
-        served = asyncio.create_task(client.get("/test"))
-        await asyncio.sleep(0)
-        sent: list[int] = []
-
-        async def receive() -> dict[str, str]:
-            return {"type": "http.disconnect"}
-
-        async def send(message: dict[str, int]) -> None:
-            sent.append(message.get("status", 0))
-
-        scope = {
-            "type": "http",
-            "method": "GET",
-            "path": "/test",
-            "query_string": b"",
-            "headers": [],
-        }
-        await app(scope | {"query_string": b""}, receive, send)  # type: ignore[arg-type]
-        assert sent[0] == CLIENT_CLOSED_REQUEST
-        assert not served.done()
-        assert (await served).status_code == 200
+    served = asyncio.create_task(client.get("/test"))
+    await asyncio.sleep(0)
+    send = AsyncMock()
+    await app(dict(SCOPE), AsyncMock(return_value={"type": "http.disconnect"}), send)
+    assert send.await_args_list[0].args[0]["status"] == 499
+    assert not served.done()
+    assert (await served).status_code == 200
 
 
 @pytest.mark.parametrize("trusted", [True, False])
 async def test_request_start(trusted: bool) -> None:
     """`X-Request-Start` is where elapsed begins if it is trusted, and is ignored otherwise."""
-    app = create_app(Settings(work_seconds=0.01, trust_request_start=trusted))
-    async with httpx.AsyncClient(
-        transport=httpx.ASGITransport(app), base_url="http://test"
-    ) as client:
-        stamp = float(request_start()["X-Request-Start"].removeprefix("t="))
-        answer = await client.get("/test", headers={"X-Request-Start": f"t={stamp - 100}"})
-        assert (answer.json()["elapsed"] > 100) is trusted
+    client = calling(create_app(Settings(work_seconds=0.01, trust_request_start=trusted)))
+    stamp = float(request_start()["X-Request-Start"].removeprefix("t="))
+    answer = await client.get("/test", headers={"X-Request-Start": f"t={stamp - 100}"})
+    assert (answer.json()["elapsed"] > 100) is trusted
 
 
 async def test_one_route(client: httpx.AsyncClient, app: FastAPI) -> None:

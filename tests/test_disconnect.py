@@ -1,6 +1,7 @@
 """Noticing that a caller hung up."""
 
 import asyncio
+from collections.abc import Callable
 
 import pytest
 from starlette.types import Message
@@ -34,12 +35,40 @@ async def test_disconnected(messages: "asyncio.Queue[Message]") -> None:
             await asyncio.Event().wait()
 
 
-async def test_disconnected_afterwards(messages: "asyncio.Queue[Message]") -> None:
-    """A caller that leaves once the body is done disturbs nothing."""
-    async with while_connected(messages.get):
-        pass
-    messages.put_nowait(DISCONNECT)
-    await asyncio.sleep(0)
+@pytest.mark.parametrize("hangs_up", range(6))
+@pytest.mark.parametrize("granted", range(6))
+async def test_unwatched(hangs_up: int, granted: int, messages: "asyncio.Queue[Message]") -> None:
+    """A body that got as far as to end the watch is finished, were the hang-up just noticed.
+
+    Both come after so many passes of the loop.
+    """
+    loop = asyncio.get_running_loop()
+    gate: asyncio.Future[None] = loop.create_future()
+
+    def after(passes: int, action: Callable[[], object]) -> None:
+        if passes:
+            loop.call_soon(after, passes - 1, action)
+        else:
+            action()
+
+    def grant() -> None:
+        if not gate.done():
+            gate.set_result(None)
+
+    body = []
+    try:
+        async with while_connected(messages.get) as unwatch:
+            after(granted, grant)
+            after(hangs_up, lambda: messages.put_nowait(DISCONNECT))
+            await gate
+            unwatch()
+            body.append("begun")
+            for _ in range(6):
+                await asyncio.sleep(0)
+            body.append("finished")
+    except Disconnected:
+        body.append("disconnected")
+    assert body in (["begun", "finished"], ["disconnected"])
 
 
 async def test_errors_pass(messages: "asyncio.Queue[Message]") -> None:

@@ -1,0 +1,60 @@
+"""Told to stop: the gate closes at once, and the server a moment later."""
+
+import asyncio
+import signal
+from collections.abc import Iterator
+
+import pytest
+
+from handler.draining import draining
+
+
+class Server:
+    """What of uvicorn's server matters here: it handles the signals with a method of its own."""
+
+    def __init__(self) -> None:
+        self.should_exit = False
+        self.signals: list[int] = []
+
+    def handle_exit(self, signum: int, frame: object) -> None:
+        self.signals.append(signum)
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    server = Server()
+    before = {
+        signum: signal.signal(signum, server.handle_exit)
+        for signum in (signal.SIGINT, signal.SIGTERM)
+    }
+    yield server
+    for signum, handler in before.items():
+        signal.signal(signum, handler)
+
+
+@pytest.mark.virtual_time
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+async def test_draining(signum: signal.Signals, server: Server) -> None:
+    """A stop signal closes the gate at once; a quarter of a second later the server is to exit.
+
+    A second signal is the server's own to handle, whichever it is.
+    """
+    closed = asyncio.Event()
+    async with draining(closed.set)(None):
+        signal.raise_signal(signum)
+        await closed.wait()
+        assert server.signals == []
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGTERM)
+        assert server.signals == [signal.SIGINT, signal.SIGTERM]
+        await asyncio.sleep(0.24)
+        assert not server.should_exit
+        await asyncio.sleep(0.02)
+        assert server.should_exit
+
+
+async def test_another_server() -> None:
+    """Where it is not uvicorn that handles the signals, they are left alone."""
+    before = signal.getsignal(signal.SIGTERM)
+    async with draining(pytest.fail)(None):
+        assert signal.getsignal(signal.SIGTERM) is before
