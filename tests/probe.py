@@ -1,244 +1,207 @@
-"""Does a deployment keep its promise?  python -m tests.probe URL [-n 8] [--svg FILE] [--json FILE]
+"""Does a deployment keep its promise?  Python 3.11 or later tells, and needs nothing else:
 
-Calls the URL n times at once, shows every caller, then the staircase of `elapsed` and a verdict.
-How long a turn works is read as the service reads it: WORK_SECONDS, 3 by default.
+python3 -m tests.probe URL [-n 8] [--seconds 3] [--svg FILE] [--json FILE]
 
+Calls the URL n times at once; prints each answer as it comes, as a staircase, and then a verdict.
 Exit status: 0 the promise was kept, 1 it was broken, 2 it could not be told.
 """
 
 import argparse
-import asyncio
 import json
 import math
+import re
+import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
-from enum import IntEnum
+from html import escape
+from http.client import HTTPConnection, HTTPResponse, HTTPSConnection
 from itertools import pairwise
 from pathlib import Path
-from xml.sax.saxutils import escape as escape_xml
+from queue import SimpleQueue
+from threading import Barrier, Thread
+from urllib.parse import SplitResult, quote, urlsplit
 
-import httpx
-from rich.console import Console
-from rich.live import Live
-from rich.markup import escape
-from rich.table import Table
+from tests.support.step import is_short
 
-from handler.settings import Settings
-from tests.doors import is_short
+CONNECT_TIMEOUT = 10.0
+"""Seconds after which a caller that cannot connect gives up: until then the others wait for it."""
 
 TIMEOUT = 120.0
 """Seconds after which a caller without an answer gives up."""
 
-REFUSALS = (429, 503)
-"""Statuses by which a caller is told to come again: no promise is broken by them."""
-
-
-class Verdict(IntEnum):
-    KEPT = 0
-    BROKEN = 1
-    UNKNOWN = 2
+EXIT_STATUS = {"kept": 0, "broken": 1, "unknown": 2}
 
 
 @dataclass
 class Caller:
-    """One call: what became of it, and after how many seconds."""
+    """One call: what became of it, and how many seconds after all were connected."""
 
     number: int
     status: int | None = None
     elapsed: float | None = None
     problem: str | None = None
+    retry_after: str | None = None
     seconds: float | None = None
 
-    def __str__(self) -> str:
-        if self.seconds is None:
-            return "waiting"
-        if self.elapsed is not None:
-            return f"{self.status}, elapsed {self.elapsed:.6f}"
-        return self.problem or f"{self.status}, told to come again"
 
+def probe(url: SplitResult, calls: int) -> Iterator[Caller]:
+    """Call `url` so many times at once, and yield each caller when its answer comes."""
+    kind = HTTPSConnection if url.scheme == "https" else HTTPConnection
+    target = quote(url.path + (url.query and f"?{url.query}"), safe="%/?:@!$&'()*+,;=")
+    connected = Barrier(calls)
+    answered: SimpleQueue[Caller] = SimpleQueue()
 
-async def probe(url: str, calls: int, changed: Callable[[Caller], None]) -> list[Caller]:
-    """Call `url` so many times at once, and return the callers in order of their answers."""
-    callers = [Caller(number) for number in range(1, calls + 1)]
-    answered: list[Caller] = []
-    limits = httpx.Limits(max_connections=None)
-    async with httpx.AsyncClient(timeout=TIMEOUT, limits=limits) as client:
-        began = time.monotonic()
-
-        async def call(caller: Caller) -> None:
-            try:
-                read_answer(caller, await client.get(url))
-            except httpx.HTTPError as error:
-                caller.problem = f"{type(error).__name__}: {error or 'no answer'}"
-            caller.seconds = time.monotonic() - began
-            answered.append(caller)
-            changed(caller)
-
-        await asyncio.gather(*map(call, callers))
-    return answered
-
-
-def read_answer(caller: Caller, answer: httpx.Response) -> None:
-    """Fill in what a caller was answered."""
-    caller.status = answer.status_code
-    if answer.status_code == 200:
+    def call(caller: Caller) -> None:
         try:
-            elapsed = answer.json()["elapsed"]
-        except (ValueError, TypeError, LookupError):
-            elapsed = None
-        if isinstance(elapsed, float) and math.isfinite(elapsed):
-            caller.elapsed = elapsed
-        else:
-            caller.problem = f'200, but no {{"elapsed": seconds}}: {answer.text[:60]!r}'
-    elif answer.status_code not in REFUSALS or "retry-after" not in answer.headers:
-        caller.problem = f"{answer.status_code} {answer.reason_phrase}: {answer.text[:60]!r}"
+            try:
+                connection = kind(url.netloc, timeout=CONNECT_TIMEOUT)
+                connection.connect()
+            finally:
+                connected.wait()  # one that failed, too: the others wait for all
+                began = time.monotonic()
+            with closing(connection):
+                connection.sock.settimeout(TIMEOUT)
+                connection.request("GET", target)
+                read_answer(caller, connection.getresponse())
+        except Exception as error:  # any: a caller that is not put would be waited for
+            text = repr(str(error))[1:-1]  # it may quote what is no HTTP
+            caller.problem = f"{type(error).__name__}: {text or 'no answer'}"
+        caller.seconds = time.monotonic() - began
+        answered.put(caller)
+
+    for number in range(1, calls + 1):
+        Thread(target=call, args=[Caller(number)], daemon=True).start()
+    for _ in range(calls):
+        yield answered.get()
 
 
-def judge(answered: list[Caller], work_seconds: float) -> tuple[Verdict, str]:
+def read_answer(caller: Caller, answer: HTTPResponse) -> None:
+    """Fill in what a caller was answered; to be told when to come again is no problem."""
+    caller.status = answer.status
+    caller.retry_after = answer.getheader("Retry-After")
+    body = answer.read()
+    text = repr(body.decode(errors="replace")[:60])
+    if answer.status == 200:
+        with suppress(ValueError, TypeError, LookupError):
+            elapsed = json.loads(body, parse_int=float)["elapsed"]
+            if isinstance(elapsed, float) and math.isfinite(elapsed):
+                caller.elapsed = elapsed
+        if caller.elapsed is None:
+            caller.problem = f'200, but no {{"elapsed": seconds}}: {text}'
+    elif answer.status not in (429, 503) or caller.retry_after is None:
+        caller.problem = f"{answer.status} {answer.reason}: {text}"
+
+
+def line(caller: Caller, calls: int, seconds: float) -> str:
+    """Return a step of the staircase, dots for the wait and blocks for the work, or what failed."""
+    if caller.problem:
+        return f"failed: {caller.problem}"
+    if caller.elapsed is None:
+        return f"refused: {caller.status}, Retry-After: {caller.retry_after}"
+    turn = 64 / calls  # columns
+    wait = round(turn * min(caller.elapsed / seconds - 1, calls - 1))
+    return f"{'·' * wait}{'█' * math.ceil(turn)} {caller.elapsed:.3f}"
+
+
+def judge(answered: list[Caller], seconds: float) -> tuple[str, str]:
     """Return the verdict on callers in order of their answers, and the reason in one sentence."""
     elapsed = [caller.elapsed for caller in answered if caller.elapsed is not None]
     problems = [caller.problem for caller in answered if caller.problem]
     if not elapsed:
-        return Verdict.UNKNOWN, f"no caller was served: {(problems or ['all were refused'])[0]}"
+        return "unknown", f"no caller was served: {(problems or ['all were refused'])[0]}"
     if problems:
-        return Verdict.BROKEN, f"{len(problems)} of {len(answered)} failed: {problems[0]}"
-    if elapsed[0] < work_seconds:
-        return Verdict.BROKEN, f"the first answer took {elapsed[0]}, less than {work_seconds:g} s"
+        return "broken", f"{len(problems)} of {len(answered)} failed: {problems[0]}"
+    if elapsed[0] < seconds:
+        return "broken", f"the first answer took {elapsed[0]}, less than {seconds:g} s"
     if len(elapsed) == 1:
-        return Verdict.UNKNOWN, "one caller was served: there is no step to judge"
-    short = sum(is_short(*step, work_seconds) for step in pairwise(elapsed))
-    least = f"the least of {len(elapsed) - 1} steps is {least_step(answered)} s"
-    if short:
-        return Verdict.BROKEN, f"{short} short of {work_seconds:g} s: {least}"
-    return Verdict.KEPT, least
+        return "unknown", "one caller was served: there is no step to judge"
+    short = sum(is_short(*step, seconds) for step in pairwise(elapsed))
+    least = f"the least of {len(elapsed) - 1} steps is {least_step(elapsed)} s"
+    return ("broken", f"{short} short of {seconds:g} s: {least}") if short else ("kept", least)
 
 
-def least_step(answered: list[Caller]) -> float | None:
+def least_step(elapsed: list[float]) -> float | None:
     """Return the least difference between an answer's elapsed and the one before, in seconds."""
-    elapsed = [caller.elapsed for caller in answered if caller.elapsed is not None]
     return min((later - earlier for earlier, later in pairwise(elapsed)), default=None)
 
 
-def table(callers: list[Caller]) -> Table:
-    """Show every caller: what it is doing, or what it was told."""
-    rows = Table("caller", "after", "answer", box=None)
-    for caller in sorted(callers, key=lambda caller: caller.number):
-        after = "" if caller.seconds is None else f"{caller.seconds:.2f} s"
-        colour = "yellow" if caller.seconds is None else "red" if caller.problem else "green"
-        rows.add_row(str(caller.number), after, f"[{colour}]{escape(str(caller))}")
-    return rows
-
-
-def staircase(answered: list[Caller], work_seconds: float, width: int) -> str:
-    """Draw a line for each answer: dots for the wait, blocks for the work."""
-    served = [caller for caller in answered if caller.elapsed is not None]
-    longest = max(caller.elapsed or 0 for caller in served)
-    lines = []
-    for caller in served:
-        assert caller.elapsed is not None
-        end = round(width * caller.elapsed / longest)
-        work = max(1, round(width * work_seconds / longest))
-        lines.append(f"{'·' * (end - work)}{'█' * work} {caller.elapsed:.3f}")
-    return "\n".join(lines)
-
-
-def svg(answered: list[Caller], work_seconds: float, verdict: str) -> str:
+def svg(elapsed: list[float], seconds: float, title: str) -> str:
     """Draw the staircase as a picture."""
-    served = [caller.elapsed for caller in answered if caller.elapsed is not None]
-    scale = 560 / max(served)
-    row = 30
-    height = 80 + row * len(served)
-    parts = [
+    scale = 560 / max([seconds, *elapsed])
+    height = 80 + 30 * len(elapsed)
+    bar = '<rect x="{:.1f}" y="{}" width="{:.1f}" height="{}" fill="{}"/>\n'.format
+    text = '<text x="{:.1f}" y="{}" fill="{}">{}</text>\n'.format
+    picture = (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 720 {height}" '
-        'font-family="system-ui, sans-serif" font-size="14">',
-        f'<rect width="720" height="{height}" fill="#ffffff"/>',
-        f'<text x="20" y="28" fill="#333333">{len(answered)} callers at once: '
-        f"{escape_xml(verdict)}</text>",
-    ]
-    for index, elapsed in enumerate(served):
-        top = 44 + row * index
-        end = 20 + scale * elapsed
-        begin = max(20.0, end - scale * work_seconds)
-        parts += [
-            f'<rect x="20" y="{top}" width="{begin - 20:.1f}" height="22" fill="#e6e9ef"/>',
-            f'<rect x="{begin:.1f}" y="{top}" width="{end - begin:.1f}" height="22" '
-            'fill="#2f7d5b"/>',
-            f'<text x="{end + 8:.1f}" y="{top + 16}" fill="#333333">{elapsed:.3f} s</text>',
-        ]
-    parts.append(
-        f'<text x="20" y="{height - 14}" fill="#777777">grey: waiting in line; '
-        "green: its turn</text></svg>"
+        'font-family="system-ui, sans-serif" font-size="14">\n'
     )
-    return "\n".join(parts) + "\n"
+    picture += bar(0, 0, 720, height, "#ffffff") + text(20, 28, "#333333", escape(title))
+    for index, end in enumerate(elapsed):
+        top, begin = 44 + 30 * index, max(0, end - seconds)
+        picture += bar(20, top, scale * begin, 22, "#e6e9ef")
+        picture += bar(20 + scale * begin, top, scale * (end - begin), 22, "#2f7d5b")
+        picture += text(28 + scale * end, top + 16, "#333333", f"{end:.3f} s")
+    legend = "grey: waiting in line; green: its turn"
+    return picture + text(20, height - 14, "#777777", legend) + "</svg>\n"
 
 
-def endpoint_url(text: str) -> str:
+def endpoint_url(text: str) -> SplitResult:
     """Return the URL of `GET /test` on the service that `text` names."""
-    try:
-        url = httpx.URL(text)
-    except httpx.InvalidURL as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is no URL: {error}") from None
-    if url.scheme not in ("http", "https") or not url.host or not 0 < (url.port or 80) < 65536:
-        raise argparse.ArgumentTypeError(f"{text!r} is no URL such as http://localhost:8000")
-    return str(url).removesuffix("/").removesuffix("/test") + "/test"
+    with suppress(ValueError):
+        url = urlsplit(text)
+        if url.scheme in ("http", "https") and url.hostname and url.port != 0:
+            path = url.path.removesuffix("/").removesuffix("/test") + "/test"
+            return url._replace(path=path, fragment="")
+    raise argparse.ArgumentTypeError(f"{text!r} is no URL such as http://localhost:8000")
 
 
-def callers_count(text: str) -> int:
-    """Return how many callers `text` asks for."""
-    if not text.isdecimal() or int(text) < 2:
-        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number, 2 or more")
-    return int(text)
-
-
-def main(arguments: list[str] | None = None) -> Verdict:
+def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m tests.probe", description="Does the service at URL keep its promise?"
+        prog="python3 -m tests.probe", description="Does the service at URL keep its promise?"
     )
     parser.add_argument("url", metavar="URL", type=endpoint_url)
-    parser.add_argument("-n", dest="calls", type=callers_count, default=8, help="how many callers")
+    parser.add_argument("-n", type=int, default=8, help="how many callers, 8 by default")
+    parser.add_argument("--seconds", type=float, default=3.0, help="a turn's work, 3 by default")
     parser.add_argument("--svg", type=Path, metavar="FILE", help="draw the staircase")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write down every answer")
     options = parser.parse_args(arguments)
-    work_seconds = Settings.load().work_seconds
-
-    console = Console()
-    if console.is_terminal:
-        callers = {number: Caller(number) for number in range(1, options.calls + 1)}
-        with Live(table(list(callers.values())), console=console) as live:
-
-            def show(caller: Caller) -> None:
-                callers[caller.number] = caller
-                live.update(table(list(callers.values())))
-
-            answered = asyncio.run(probe(options.url, options.calls, show))
-    else:
-
-        def say(caller: Caller) -> None:
-            print(f"caller {caller.number}: after {caller.seconds:.2f} s: {caller}", flush=True)
-
-        answered = asyncio.run(probe(options.url, options.calls, say))
-
-    verdict, reason = judge(answered, work_seconds)
-    served = any(caller.elapsed is not None for caller in answered)
-    if served:
-        print(staircase(answered, work_seconds, width=60))
-    print(f"{verdict.name.lower()}: {reason}")
-    if options.svg and served:
-        options.svg.write_text(svg(answered, work_seconds, reason))
-    if options.json:
-        report = {
-            "url": options.url,
-            "work_seconds": work_seconds,
-            "verdict": verdict.name.lower(),
-            "reason": reason,
-            "least_step": least_step(answered),
-            "answers": [asdict(caller) for caller in answered],
-        }
-        options.json.write_text(json.dumps(report, indent=2) + "\n")
-    return verdict
+    if options.n < 2:
+        parser.error(f"argument -n: {options.n} must be a whole number, 2 or more")
+    if not 0 < options.seconds < math.inf:
+        parser.error(f"argument --seconds: {options.seconds} must be a finite number above 0")
+    answered = []
+    try:
+        for file in filter(None, (options.svg, options.json)):
+            file.open("a").close()  # to fail before the calls, not after them
+        for caller in probe(options.url, options.n):
+            answered.append(caller)
+            print(line(caller, options.n, options.seconds), flush=True)
+        verdict, reason = judge(answered, options.seconds)
+        print(f"{verdict}: {reason}")
+        elapsed = [caller.elapsed for caller in answered if caller.elapsed is not None]
+        if options.svg:
+            # Cut to milliseconds, not rounded: a short step must not read as a whole one.
+            title = f"{verdict}: " + re.sub(r"(\.\d{3})\d+", r"\1", reason)
+            title = f"{options.n} callers at once, {title}"
+            options.svg.write_text(svg(elapsed, options.seconds, title), encoding="utf-8")
+        if options.json:
+            report = {
+                "url": options.url.geturl(),
+                "work_seconds": options.seconds,
+                "verdict": verdict,
+                "reason": reason,
+                "least_step": least_step(elapsed),
+                "answers": [asdict(caller) for caller in answered],
+            }
+            options.json.write_text(json.dumps(report, indent=2) + "\n")
+    except OSError as error:
+        parser.error(f"cannot write: {error}")
+    return EXIT_STATUS[verdict]
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl+C ends it, whatever its threads wait for
     sys.exit(main())
