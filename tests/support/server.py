@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 STARTED = re.compile(r"Uvicorn running on (http://\S+)")
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 LIMIT = 30.0
 """Seconds after which a server that does not start or stop fails the test."""
 

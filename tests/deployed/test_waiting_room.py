@@ -1,8 +1,8 @@
 """The waiting room: what is deployed, emulated; `test_acceptance` has it at the real seconds."""
 
 import json
+import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from itertools import repeat
 from types import SimpleNamespace
 from typing import Any
@@ -11,10 +11,8 @@ import pytest
 from moto.awslambda.exceptions import LambdaClientError
 from moto.stepfunctions.parser.asl.component.common.retry import retrier_decl
 
-from tests import template
-from tests.doors import request_start, rest_event
+from tests.deployed.emulation import Endpoint, Function, Handle, emulation, environment
 from tests.test_contract import assert_staircase
-from tests.waiting_room import Endpoint, Function, Handle, emulation, environment
 
 WORK_SECONDS = 0.3
 
@@ -48,24 +46,14 @@ def test_nothing_of_the_caller_is_copied(endpoint: Endpoint) -> None:
 
 
 def test_a_burst(endpoint: Endpoint) -> None:
-    """Eight at once are all served, never two at a time, each a turn or more after the last."""
-    answers = endpoint.burst(8)
+    """All of a burst are served, never two at a time, each a turn or more after the last."""
+    answers = endpoint.burst(4)
     assert_staircase(answers, WORK_SECONDS)
     assert not endpoint.function.overlapped()
     assert endpoint.function.refusals
     for answer in answers:
         assert answer.headers["server-timing"].startswith("queue;dur=")
     assert not endpoint.logged
-
-
-def test_without_the_waiting_room() -> None:
-    """A plain proxy answers one of eight: the function refuses the other seven."""
-    with environment(1) as handler, ThreadPoolExecutor(8) as callers:
-        function = Function(handler)
-        calls = [callers.submit(function.invoke, rest_event(request_start())) for _ in range(8)]
-        errors = [call.exception() for call in calls]
-    assert sum(isinstance(error, LambdaClientError) for error in errors) == 7
-    assert errors.count(None) == 1
 
 
 def test_the_function_fails() -> None:
@@ -129,6 +117,15 @@ def test_who_has_waited_long_asks_without_a_pause(
     assert answer.status_code == 200
     assert len(set(pauses)) == 25
     assert all(0 <= pause <= 1 for pause in pauses)
+
+
+def test_not_served_in_time() -> None:
+    """A caller for whom no turn ends in the gateway's 29 s is told so, by the gateway."""
+    endpoint = Endpoint(Function(lambda event: event))
+    with endpoint.function.environment:
+        answer = endpoint.call(arrived=time.time() - 28.5)
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "4")
+    assert answer.json() == NOT_SERVED
 
 
 def outcome(status: int, body: str, **headers: str) -> dict[str, str]:
@@ -229,9 +226,3 @@ def test_gateway_responses(endpoint: Endpoint) -> None:
         "UNSUPPORTED_MEDIA_TYPE": (415, None, {"detail": "Unsupported Media Type"}),
         "DEFAULT_5XX": (500, None, ERROR),
     }
-
-
-def test_url() -> None:
-    """The stack tells the URL to call."""
-    url = template.source()["Outputs"]["TestUrl"]["Value"]["Fn::Sub"]
-    assert url == "https://${Api}.execute-api.${AWS::Region}.${AWS::URLSuffix}/live/test"

@@ -10,8 +10,8 @@ from statistics import mean
 
 import httpx
 
-from tests.callers import Caller
-from tests.server import Server, resident_memory
+from tests.support.callers import Caller
+from tests.support.server import Server, resident_memory
 
 REQUEST = b"GET /test HTTP/1.1\r\nHost: test\r\n\r\n"
 APART = 0.5
@@ -81,8 +81,8 @@ def mean_turn(answered: list[float]) -> float:
 
 
 async def withstand(server: Server, connections: int, newcomers: int) -> Withstood:
-    """See three callers served in peace, then flood the server while newcomers come one by one."""
-    in_peace = await asyncio.gather(*(call(server.url) for _ in range(3)))
+    """See two callers served in peace, then flood the server while newcomers come one by one."""
+    in_peace = await asyncio.gather(*(call(server.url) for _ in range(2)))
     loop = asyncio.get_running_loop()
     seconds = (newcomers + 4) * APART
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:

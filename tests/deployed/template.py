@@ -9,7 +9,7 @@ from unittest.mock import patch
 from samtranslator.translator.transform import transform
 from samtranslator.yaml_helper import yaml_parse
 
-from tests.server import ROOT
+from tests.support.server import ROOT
 
 
 def source() -> dict[str, Any]:

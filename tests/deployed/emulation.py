@@ -33,7 +33,7 @@ from moto.stepfunctions.responses import get_backend
 
 from handler import create_app
 from handler.settings import Settings
-from tests import template
+from tests.deployed import template
 
 REGION = "eu-central-1"
 ENVIRON = {

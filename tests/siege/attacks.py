@@ -13,12 +13,12 @@ from collections import Counter
 from itertools import pairwise
 from typing import Any
 
-from tests.callers import Caller
-from tests.doors import is_short
-from tests.flood import Withstood, withstand
-from tests.server import LIMIT, PYTHON_M, UVICORN, Server, resident_memory, serve
+from tests.siege.flood import Withstood, withstand
+from tests.support.callers import Caller
+from tests.support.server import LIMIT, PYTHON_M, UVICORN, Server, resident_memory, serve
+from tests.support.step import is_short
 
-OBSERVED = (*UVICORN, "--no-access-log", "--loop", "uvloop", "tests.observed:app")
+OBSERVED = (*UVICORN, "--no-access-log", "--loop", "uvloop", "tests.siege.observed:app")
 
 
 def descriptors(server: Server) -> int:

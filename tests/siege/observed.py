@@ -7,10 +7,10 @@ from contextvars import ContextVar
 
 from starlette.types import Receive, Scope, Send
 
-from handler import app as module
-from handler.main import app as service
+from handler import create_app
+from handler.app import work
+from handler.main import settings
 
-work = module.work
 arrivals = itertools.count()
 arrival: ContextVar[int] = ContextVar("arrival")
 inside = 0
@@ -31,7 +31,7 @@ async def observed_work(seconds: float) -> None:
         inside -= 1
 
 
-module.work = observed_work
+service = create_app(settings, observed_work)
 
 
 async def app(scope: Scope, receive: Receive, send: Send) -> None:

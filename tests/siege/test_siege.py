@@ -16,13 +16,13 @@ from handler import app as module
 from handler import create_app
 from handler.arrival import arrival
 from handler.settings import Settings
-from tests.callers import Caller
-from tests.doors import burst
-from tests.server import LIMIT, UVICORN, Server, serve
-from tests.siege import crowd, flooded, stop_at_random
+from tests.siege.attacks import crowd, flooded, stop_at_random
+from tests.support.callers import Caller
+from tests.support.doors import burst, calling
+from tests.support.server import LIMIT, UVICORN, Server, serve
 from tests.test_contract import assert_staircase
 
-WORK_SECONDS = 0.1
+WORK_SECONDS = 0.05
 
 
 @pytest.fixture(scope="module", params=["h11", "httptools"])
@@ -51,7 +51,7 @@ async def test_stopped_at_random(seed: int) -> None:
 
 async def test_a_flood() -> None:
     """While 200 call again once refused, a newcomer is told at once, and the turns go on."""
-    seen = await flooded(200, 4)
+    seen = await flooded(200, 3)
     assert seen.newcomers
     assert max(seen.newcomers) < 0.5
     assert seen.turn <= 1.1 * seen.turn_in_peace
@@ -115,7 +115,7 @@ async def test_pipelined(server: Server) -> None:
     await caller.hang_up()
 
 
-async def test_work_that_fails_at_random(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_work_that_fails_at_random() -> None:
     """Where one work in ten fails, its caller gets a 500 and all others the exact step."""
     chance = random.Random(10)
     failures = 0
@@ -127,13 +127,10 @@ async def test_work_that_fails_at_random(monkeypatch: pytest.MonkeyPatch) -> Non
             raise ZeroDivisionError
         await asyncio.sleep(seconds)
 
-    monkeypatch.setattr(module, "work", fail_at_random)
-    app = create_app(Settings(work_seconds=0.02))
-    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
-        answers = await burst(client, 100)
+    client = calling(create_app(Settings(work_seconds=0.02), fail_at_random))
+    answers = await burst(client, 50)
     assert Counter(answer.status_code for answer in answers) == {
-        200: 100 - failures,
+        200: 50 - failures,
         500: failures,
     }
     assert failures
@@ -145,17 +142,14 @@ async def test_clock_trouble(step: int, monkeypatch: pytest.MonkeyPatch) -> None
     """A wall clock that is stepped by an hour during a wait changes no answer into nonsense."""
     wall = 1_795_500_000.0
     monkeypatch.setattr(module, "arrival", lambda stamp: arrival(stamp, wall=lambda: wall))
-    app = create_app(Settings(work_seconds=0.1, trust_request_start=True))
-    async with httpx.AsyncClient(
-        transport=httpx.ASGITransport(app), base_url="http://test"
-    ) as client:
-        headers = {"X-Request-Start": f"t={wall}"}
-        before = [asyncio.create_task(client.get("/test", headers=headers)) for _ in range(3)]
-        await asyncio.sleep(0)
-        await client.get("/nothing")
-        wall += step
-        after = [asyncio.create_task(client.get("/test", headers=headers)) for _ in range(3)]
-        answers = [await answer for answer in (*before, *after)]
+    client = calling(create_app(Settings(work_seconds=0.1, trust_request_start=True)))
+    headers = {"X-Request-Start": f"t={wall}"}
+    before = [asyncio.create_task(client.get("/test", headers=headers)) for _ in range(3)]
+    await asyncio.sleep(0)
+    await client.get("/nothing")
+    wall += step
+    after = [asyncio.create_task(client.get("/test", headers=headers)) for _ in range(3)]
+    answers = [await answer for answer in (*before, *after)]
     assert_staircase(answers, 0.1)
     assert answers[-1].json()["elapsed"] < 2
 

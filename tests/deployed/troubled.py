@@ -1,0 +1,30 @@
+"""The Lambda handler, for the runtime emulator: an event can ask for work that fails or hangs."""
+
+import asyncio
+from typing import Any
+
+from mangum import Mangum
+from mangum.types import LambdaContext
+
+from handler import create_app, main
+from handler.app import work
+
+trouble: str | None = None
+
+
+async def troubled_work(seconds: float) -> None:
+    match trouble:
+        case "fail":
+            raise ZeroDivisionError("the work failed")
+        case "hang":
+            await asyncio.Event().wait()
+    await work(seconds)
+
+
+main.mangum = Mangum(create_app(main.settings, troubled_work), lifespan="off")
+
+
+def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
+    global trouble
+    trouble = event.get("headers", {}).get("X-Trouble")
+    return main.handler(event, context)
