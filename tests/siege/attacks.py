@@ -1,7 +1,4 @@
-"""The service attacked, at full size.  python -m tests.siege
-
-`test_siege` does the same with fewer callers.
-"""
+"""The attacks, of any size; each returns what was seen."""
 
 import asyncio
 import json
@@ -123,16 +120,3 @@ async def flooded(connections: int, newcomers: int) -> Withstood:
     """Flood what the README's command runs."""
     with serve(*PYTHON_M, PORT="0", WORK_SECONDS="1", MAX_WAITING="4") as server:
         return await withstand(server, connections, newcomers)
-
-
-async def main() -> None:
-    print(json.dumps(await crowd(5000), indent=2))
-    outcomes: Counter[str] = Counter()
-    for number in range(50):
-        outcomes += await stop_at_random(random.Random(number))
-    print("50 times SIGTERM at a random moment of a burst of 30:", dict(outcomes))
-    print(await flooded(400, 14))
-
-
-if __name__ == "__main__":
-    asyncio.run(main())
