@@ -15,7 +15,8 @@ def refuse_workers() -> None:
         return
     config = getattr(multiprocessing.current_process(), "_kwargs", {}).get("config")
     workers = getattr(config, "workers", 1)
-    if workers > 1:
+    # With --reload uvicorn starts one, whatever number it was given.
+    if workers > 1 and not getattr(config, "reload", False):
         print(
             f"handler: {workers} workers would work on {workers} calls at a time; "
             "start one: --workers 1, and no WEB_CONCURRENCY",

@@ -9,9 +9,9 @@ import pytest
 from handler.workers import refuse_workers
 
 
-def be_one_of(workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def be_one_of(workers: int, monkeypatch: pytest.MonkeyPatch, *, reload: bool = False) -> None:
     """Let this process look like one of so many workers of uvicorn's."""
-    kwargs = {"config": SimpleNamespace(workers=workers)}
+    kwargs = {"config": SimpleNamespace(workers=workers, reload=reload)}
     monkeypatch.setattr(multiprocessing.current_process(), "_kwargs", kwargs, raising=False)
 
 
@@ -34,6 +34,8 @@ def test_a_worker_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """A process that is no one's worker goes on, and so does the one worker of `--reload`."""
     refuse_workers()
     be_one_of(1, monkeypatch)
+    refuse_workers()
+    be_one_of(2, monkeypatch, reload=True)
     refuse_workers()
     monkeypatch.delitem(sys.modules, "multiprocessing")
     refuse_workers()
