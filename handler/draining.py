@@ -17,24 +17,27 @@ def draining(close: Callable[[], None]) -> Callable[[object], AbstractAsyncConte
     """Make an ASGI lifespan that calls `close` in the event loop on SIGTERM and SIGINT.
 
     `GRACE` seconds later uvicorn is told to exit, which it does, with status 0, when every call is
-    answered. A second signal is uvicorn's own to handle. No other server's signals are touched.
+    answered. A SIGINT after that is uvicorn's own to handle: it ends at once.
+    No other server's signals are touched.
     """
 
     @asynccontextmanager
     async def lifespan(app: object) -> AsyncIterator[None]:
         loop = asyncio.get_running_loop()
-        handlers = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
-        server = getattr(handlers[signal.SIGTERM], "__self__", None)
+        interrupt = signal.getsignal(signal.SIGINT)
+        server = getattr(interrupt, "__self__", None)
 
         def stop(signum: int, frame: FrameType | None) -> None:
-            for handled, handler in handlers.items():
-                signal.signal(handled, handler)
-            loop.call_soon_threadsafe(close)
-            loop.call_soon_threadsafe(loop.call_later, GRACE, setattr, server, "should_exit", True)
+            signal.signal(signal.SIGINT, interrupt)
+            loop.call_soon_threadsafe(drain)
+
+        def drain() -> None:
+            close()
+            loop.call_later(GRACE, setattr, server, "should_exit", True)
 
         if hasattr(server, "should_exit"):
-            for handled in handlers:
-                signal.signal(handled, stop)
+            signal.signal(signal.SIGINT, stop)
+            signal.signal(signal.SIGTERM, stop)
         yield
 
     return lifespan
