@@ -72,7 +72,7 @@ def create_app(settings: Settings, work: Callable[[float], Awaitable[None]] = wo
     queue_is_full = refusal(f"The queue is full, at {settings.max_waiting} waiting")
     is_stopping = refusal("The service is stopping")
 
-    class Door(FastAPI):
+    class Service(FastAPI):
         async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
             # In a flood of callers every turn and every newcomer waits for what refusals cost:
             # this one comes before anything is made for its caller.
@@ -81,7 +81,7 @@ def create_app(settings: Settings, work: Callable[[float], Awaitable[None]] = wo
             else:
                 await super().__call__(scope, receive, send)
 
-    app = Door(
+    app = Service(
         title="One at a time",
         description="Does the work of one call after the other, in order of arrival.",
         lifespan=draining(gate.close),
@@ -104,7 +104,7 @@ def create_app(settings: Settings, work: Callable[[float], Awaitable[None]] = wo
 
     @app.exception_handler(GateFull)
     async def full(request: Request, error: GateFull) -> Response:
-        return queue_is_full  # behind uvicorn's --root-path, where the door knows another path
+        return queue_is_full  # with uvicorn's --root-path, the path is another
 
     @app.exception_handler(GateClosed)
     async def closed(request: Request, error: GateClosed) -> Response:

@@ -25,7 +25,7 @@ async def while_connected(receive: Receive) -> AsyncIterator[Callable[[], None]]
 
             def unwatch() -> None:
                 watcher.cancel()
-                connection.reschedule(None)  # a hang-up noticed in this very pass of the loop
+                connection.reschedule(None)  # not yet come, where a hang-up was just noticed
 
             try:
                 yield unwatch

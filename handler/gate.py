@@ -79,8 +79,8 @@ class Gate:
 
     @property
     def full(self) -> bool:
-        """Whether the next caller would be refused: the line is as long as it may be."""
-        return self.waiting + self._lock.locked() > self._max_waiting
+        """Whether the next caller would be refused, since the line is as long as it may be."""
+        return not self._closed and self.waiting + self._lock.locked() > self._max_waiting
 
     @asynccontextmanager
     async def turn(self, arrived: float) -> AsyncIterator[Turn]:
@@ -100,6 +100,8 @@ class Gate:
             raise GateFull
         await self._wait()
         try:
+            if self._closed:
+                raise GateClosed
             turn = Turn(arrived, began=self._clock())
             yield turn
             await self._complete(turn)
@@ -134,7 +136,8 @@ class Gate:
         # the difference is exact (Sterbenz's lemma).
         seconds, last = self._seconds, self._last
         earlier = -inf
-        # The last answer is enough: one before it is two turns behind.
+        # The last answer will do: one before it is two turns behind; where turns are too short for
+        # that to be enough, calls in order are held to it by their neighbours.
         if last and turn.arrived < last.ended and abs(turn.arrived - last.arrived) <= SIMULTANEOUS:
             earlier = last.elapsed
         while True:

@@ -36,7 +36,7 @@ async def test_full(client: httpx.AsyncClient) -> None:
         assert answer.json() == {"detail": "The queue is full, at 4 waiting; try again in 1 s."}
 
 
-async def test_refused_at_the_door(app: FastAPI, client: httpx.AsyncClient) -> None:
+async def test_refused_before_anything_is_made(app: FastAPI, client: httpx.AsyncClient) -> None:
     """A refusal makes no task and reads nothing: in a flood, everyone waits for what it costs."""
     served = [asyncio.create_task(client.get("/test")) for _ in range(5)]
     await asyncio.sleep(0)
@@ -46,6 +46,7 @@ async def test_refused_at_the_door(app: FastAPI, client: httpx.AsyncClient) -> N
         app(dict(SCOPE), receive, send).send(None)
     assert send.await_args_list[0].args[0]["status"] == 503
     assert asyncio.all_tasks() == before
+    assert (await client.post("/test")).status_code == 405
     receive.assert_not_awaited()
     await asyncio.gather(*served)
 
