@@ -2,6 +2,7 @@ import asyncio
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 
+import httpx
 import pytest
 from hypothesis import settings
 
@@ -16,6 +17,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--url", help="test the contract against the service that runs at URL, and nothing else"
     )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if url := config.getoption("url"):
+        try:
+            httpx.get(url.removesuffix("/test"), timeout=30)
+        except (httpx.InvalidURL, httpx.TransportError) as error:
+            raise pytest.UsageError(f"--url {url}: {error}") from None
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
