@@ -11,7 +11,7 @@ from tests.test_contract import assert_staircase
 
 
 async def call_a_server(calls: int) -> None:
-    with serve(*PYTHON_M, PORT="0") as server:
+    with serve(*PYTHON_M, PORT="0", WORK_SECONDS="3") as server:
         async with httpx.AsyncClient(base_url=server.url, timeout=60) as client:
             answers = await burst(client, calls)
     assert_staircase(answers, 3)

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from handler.arrival import MAX_AGE, arrival
+from handler.arrival import arrival
 
 NOW = 5000.0
 WALL = 1_795_500_000.0
@@ -34,14 +34,14 @@ def test_no_header() -> None:
     assert arrived(None) == NOW
 
 
-@pytest.mark.parametrize("age", [0.0, 1.0, MAX_AGE])
+@pytest.mark.parametrize("age", [0.0, 1.0, 300.0])
 def test_believed(age: float) -> None:
     """A stamp counts as long as it lies in the last 300 s."""
     assert arrived(f"t={WALL - age}") == NOW - age
 
 
 @pytest.mark.parametrize(
-    "age", [-0.001, -1, -3600, MAX_AGE + 0.001, 3600, WALL], ids=lambda age: f"{age} s old"
+    "age", [-0.001, -1, -3600, 300.001, 3600, WALL], ids=lambda age: f"{age} s old"
 )
 def test_disbelieved(age: float) -> None:
     """A stamp ahead of the clock counts as now, and so does one that is too old."""
@@ -93,4 +93,4 @@ def test_rubbish(rubbish: str) -> None:
 @given(st.one_of(st.text(), st.from_regex(r"(t=)?[0-9.eE+-]{0,30}"), st.floats().map(str)))
 def test_anything(value: str) -> None:
     """Whatever the header says, the call arrived now or in the last 300 s."""
-    assert NOW - MAX_AGE <= arrived(value) <= NOW
+    assert NOW - 300 <= arrived(value) <= NOW

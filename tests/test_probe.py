@@ -101,8 +101,8 @@ def test_kept(tmp_path: Path) -> None:
 def test_live(service: Service) -> None:
     """Each line is out before the next answer comes, and Ctrl+C ends the wait without a word."""
     url, answers = service
-    call, env = [*PROBE, url, "-n", "4"], {"WORK_SECONDS": "9"}
-    with Popen(call, cwd=ROOT, env=env, stdout=PIPE, stderr=STDOUT, encoding="utf-8") as probe:
+    call = [*PROBE, url, "-n", "4"]
+    with Popen(call, cwd=ROOT, stdout=PIPE, stderr=STDOUT, encoding="utf-8") as probe:
         assert probe.stdout
         for elapsed, dots in (3, 0), (6.5, 19), (99, 48):
             answers.put(ok(f'{{"elapsed": {elapsed}}}'))

@@ -86,6 +86,7 @@ def program(*command: str, port: int, **environ: str) -> Iterator[Running]:
                 with socket.create_connection(("127.0.0.1", port)):
                     break
             except ConnectionRefusedError:
+                assert process.poll() is None, f"{command[0]} did not start"
                 time.sleep(0.05)
         yield Running(
             f"http://127.0.0.1:{port}", [process.pid], lambda: process.send_signal(signal.SIGTERM)
@@ -241,11 +242,11 @@ def rows() -> Iterator[tuple[str, Callable[[Contender], Awaitable[str]]]]:
     yield "short steps per thousand", short_steps
     for calls in (10, 100, 1000, 5000):
         yield (
-            f"a turn over its {1e3 * WORK_SECONDS:.0f} ms, {calls:,} waiting",
+            f"a turn's time beyond its {1e3 * WORK_SECONDS:.0f} ms, {calls:,} waiting",
             partial(over_the_limit, calls=calls),
         )
     yield "memory per waiting caller", memory
-    yield "turns lost to 20 that hung up", turns_lost
+    yield "time lost to 20 that hung up, in turns", turns_lost
     yield f"20 callers where {BOUND} may wait", beyond_the_bound
     yield "SIGTERM: 1 running, 5 waiting", stop
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from fastapi import FastAPI, HTTPException
+from fastapi import FastAPI
 
 WORK_SECONDS = float(os.environ.get("WORK_SECONDS", "3"))
 
@@ -38,11 +38,3 @@ def wsgi(environ: dict[str, Any], start_response: Callable[..., object]) -> Iter
     headers = [("Content-Type", "application/json"), ("Content-Length", str(len(body)))]
     start_response("200 OK", headers)
     return [body]
-
-
-refusing = FastAPI()
-
-
-@refusing.get("/test")
-async def refused_test() -> None:
-    raise HTTPException(503, "The queue is full.", {"Retry-After": "1"})

@@ -82,7 +82,8 @@ class Function:
             )
             self.filled = now
             too_fast = self.tokens < 1
-            self.tokens -= not too_fast
+            if not too_fast:
+                self.tokens -= 1
         if too_fast:
             self.refuse("ReservedFunctionInvocationRateLimitExceeded")
         if not self.environment.acquire(blocking=False):
@@ -108,7 +109,7 @@ class Function:
 class Endpoint:
     """`GET /test` of a deployment around `function`."""
 
-    def __init__(self, function: Function, work_seconds: int = 3) -> None:
+    def __init__(self, function: Function) -> None:
         self.function = function
         name = f"function-{uuid.uuid4()}"
         FUNCTIONS[name] = function
@@ -123,7 +124,7 @@ class Endpoint:
             Code={"ZipFile": b""},
         )["FunctionArn"]
         values = {
-            "WorkSeconds": str(work_seconds),
+            "WorkSeconds": "3",
             "AWS::Partition": "aws",
             "AWS::Region": REGION,
             "Function.Arn": function_arn,
@@ -165,10 +166,7 @@ class Endpoint:
             {"input": Input(body), "util": Util(), "context": {"responseOverride": override}},
         )
         final = str(override.get("status", response["statusCode"]))
-        headers = override["header"] | {
-            parameter.rpartition(".")[2]: value.strip("'")
-            for parameter, value in response.get("responseParameters", {}).items()
-        }
+        headers = override["header"]
         declared = self.method["responses"][final]
         assert headers.keys() <= declared.get("headers", {}).keys()
         return httpx.Response(
@@ -228,8 +226,10 @@ def environment(work_seconds: float) -> Iterator[Handle]:
 
     with ThreadPoolExecutor(1) as thread:
         handler = thread.submit(start).result()
-        yield lambda event: thread.submit(handler, event, SimpleNamespace()).result()
-        thread.submit(stop).result()
+        try:
+            yield lambda event: thread.submit(handler, event, SimpleNamespace()).result()
+        finally:
+            thread.submit(stop).result()
 
 
 class Input:

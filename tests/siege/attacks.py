@@ -60,8 +60,9 @@ async def rush(server: Server, callers: int, seconds: float) -> tuple[int, int, 
     return len(answers), sum(staying), short
 
 
-async def crowd(callers: int, seconds: float = 0.005) -> dict[str, Any]:
+async def crowd(callers: int) -> dict[str, Any]:
     """Rush the service twice; return what was seen, and what the second time left behind."""
+    seconds = 0.005
     settings = {
         "WORK_SECONDS": str(seconds),
         "MAX_WAITING": str(callers),
@@ -93,7 +94,7 @@ async def crowd(callers: int, seconds: float = 0.005) -> dict[str, Any]:
         }
 
 
-async def stop_at_random(moment: random.Random, callers: int = 30) -> Counter[str]:
+async def stop_at_random(moment: random.Random) -> Counter[str]:
     """Tell the service to stop at a random moment of a burst; count what its callers get."""
     with serve(*OBSERVED, WORK_SECONDS="0.05") as server:
 
@@ -109,7 +110,7 @@ async def stop_at_random(moment: random.Random, callers: int = 30) -> Counter[st
             await asyncio.sleep(after)
             server.process.send_signal(signal.SIGTERM)
 
-        calls = [call(moment.uniform(0, 0.1)) for _ in range(callers)]
+        calls = [call(moment.uniform(0, 0.1)) for _ in range(30)]
         told, *_ = await asyncio.gather(asyncio.gather(*calls), stop(moment.uniform(0, 0.5)))
         outcomes = Counter(told)
         outcomes[f"exit {server.process.wait(LIMIT)}"] += 1

@@ -22,7 +22,7 @@ from tests.support.doors import burst, calling
 from tests.support.server import LIMIT, UVICORN, Server, serve
 from tests.test_contract import assert_staircase
 
-WORK_SECONDS = 0.05
+WORK_SECONDS = 0.1
 
 
 @pytest.fixture(scope="module", params=["h11", "httptools"])

@@ -20,7 +20,7 @@ from handler import clock, create_app
 from handler.settings import Settings
 from tests.support.server import UVICORN, serve
 
-WORK_SECONDS = 0.1
+WORK_SECONDS = 0.15
 """Seconds of a turn at the doors that the tests open themselves."""
 
 
@@ -119,9 +119,11 @@ def lambda_entry(
             headers += [(name, value) for value in values]
         return httpx.Response(result["statusCode"], headers=headers, text=result["body"])
 
-    yield invoke
-    asyncio.set_event_loop(None)
-    loop.close()
+    try:
+        yield invoke
+    finally:
+        asyncio.set_event_loop(None)
+        loop.close()
 
 
 def stamped_by_gateway() -> Event:

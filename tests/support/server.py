@@ -63,9 +63,12 @@ def serve(*command: str, **environ: str) -> Iterator[Server]:
         assert server.url, f"the server did not start: {''.join(server.log)}"
         yield server
     finally:
-        if process.poll() is None:
-            server.stop()
-        reader.join()
+        try:
+            if process.poll() is None:
+                server.stop()
+        finally:
+            process.kill()
+            reader.join()
         assert process.stderr
         process.stderr.close()
 
