@@ -15,7 +15,7 @@ from tests.support.callers import Caller, fence
 from tests.support.doors import burst, http_api_event, lambda_entry, stamped_by_clock
 from tests.support.server import LIMIT, PYTHON_M, ROOT, UVICORN, Server, serve
 
-WORK_SECONDS = 0.2
+WORK_SECONDS = 0.15
 COMMANDS = {
     "python -m": PYTHON_M,
     "uvicorn": (*UVICORN, "--loop", "uvloop", "--http", "h11", "handler.main:app"),

@@ -2,6 +2,7 @@
 
 import os
 import re
+from copy import deepcopy
 from functools import cache
 from typing import Any
 from unittest.mock import patch
@@ -12,6 +13,7 @@ from samtranslator.yaml_helper import yaml_parse
 from tests.support.server import ROOT
 
 
+@cache
 def source() -> dict[str, Any]:
     """Return the template as it is written."""
     template: dict[str, Any] = yaml_parse((ROOT / "template.yaml").read_text())
@@ -28,7 +30,7 @@ class NoManagedPolicies:
 @cache
 def deployed() -> dict[str, Any]:
     """Return the resources that a deployment makes, their Conditions taken into account."""
-    packaged = source()
+    packaged = deepcopy(source())
     for resource in packaged["Resources"].values():
         if resource["Type"] == "AWS::Serverless::Function":
             resource["Properties"]["CodeUri"] = "s3://bucket/key"

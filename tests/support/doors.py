@@ -20,8 +20,11 @@ from handler import clock, create_app
 from handler.settings import Settings
 from tests.support.server import UVICORN, serve
 
-WORK_SECONDS = 0.15
-"""Seconds of a turn at the doors that the tests open themselves."""
+WORK_SECONDS = 0.05
+"""Seconds of a turn at the doors in this process."""
+
+SERVER_WORK_SECONDS = 0.15
+"""Seconds of a turn where callers need some time to arrive."""
 
 
 @dataclass
@@ -89,11 +92,11 @@ def uvicorn(loop: str, http: str) -> Iterator[Door]:
     """A real server, on one of the event loops and HTTP parsers that uvicorn knows."""
     command = (*UVICORN, "--loop", loop, "--http", http, "handler.main:app")
     with (
-        serve(*command, WORK_SECONDS=str(WORK_SECONDS)) as server,
+        serve(*command, WORK_SECONDS=str(SERVER_WORK_SECONDS)) as server,
         asyncio.Runner() as runner,
         _client(runner, server.url) as client,
     ):
-        yield Door(lambda calls: runner.run(burst(client, calls)))
+        yield Door(lambda calls: runner.run(burst(client, calls)), SERVER_WORK_SECONDS)
 
 
 Event = dict[str, Any]
