@@ -17,8 +17,7 @@ def draining(close: Callable[[], None]) -> Callable[[object], AbstractAsyncConte
     """Make an ASGI lifespan that calls `close` in the event loop on SIGTERM and SIGINT.
 
     `GRACE` seconds later uvicorn is told to exit, which it does, with status 0, when every call is
-    answered. A SIGINT after that is uvicorn's own to handle: it ends at once.
-    No other server's signals are touched.
+    answered. A second SIGINT is uvicorn's own to handle. No other server's signals are touched.
     """
 
     @asynccontextmanager
