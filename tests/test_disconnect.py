@@ -31,7 +31,7 @@ async def test_disconnected(messages: "asyncio.Queue[Message]") -> None:
     """When the caller leaves, the body is cancelled where it awaits."""
     messages.put_nowait(DISCONNECT)
     with pytest.raises(Disconnected):
-        async with while_connected(messages.get):
+        async with asyncio.timeout(5), while_connected(messages.get):
             await asyncio.Event().wait()
 
 

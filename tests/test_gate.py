@@ -287,12 +287,16 @@ async def test_failure_between_two_answers() -> None:
 
 
 async def test_close() -> None:
-    """Closing sends those in line away at once, lets who is inside finish and takes no one more."""
-    rig = Rig()
+    """Closing sends those in line away at once, lets who is inside finish and takes no one more.
+
+    It is closed then, and not full.
+    """
+    rig = Rig(max_waiting=2)
     inside, *line = [rig.arrive(name) for name in "abc"]
     await asyncio.sleep(1)
     rig.gate.close()
     rig.gate.close()
+    assert not rig.gate.full
     refusals = await asyncio.gather(*line, rig.arrive("late"), return_exceptions=True)
     assert [type(refusal) for refusal in refusals] == [GateClosed] * 3
     assert rig.clock() == pytest.approx(1, abs=SOON)
