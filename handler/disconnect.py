@@ -25,7 +25,7 @@ async def while_connected(receive: Receive) -> AsyncIterator[Callable[[], None]]
 
             def unwatch() -> None:
                 watcher.cancel()
-                connection.reschedule(None)  # not yet come, where a hang-up was just noticed
+                connection.reschedule(None)  # takes back what a hang-up in this pass has scheduled
 
             try:
                 yield unwatch

@@ -1,12 +1,12 @@
 """Noticing that a caller hung up."""
 
 import asyncio
-from collections.abc import Callable
 
 import pytest
 from starlette.types import Message
 
 from handler.disconnect import Disconnected, while_connected
+from tests.support.virtual_time import after_passes
 
 REQUEST: Message = {"type": "http.request", "body": b"", "more_body": False}
 DISCONNECT: Message = {"type": "http.disconnect"}
@@ -42,14 +42,7 @@ async def test_unwatched(hangs_up: int, granted: int, messages: "asyncio.Queue[M
 
     Both come after so many passes of the loop.
     """
-    loop = asyncio.get_running_loop()
-    gate: asyncio.Future[None] = loop.create_future()
-
-    def after(passes: int, action: Callable[[], object]) -> None:
-        if passes:
-            loop.call_soon(after, passes - 1, action)
-        else:
-            action()
+    gate: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def grant() -> None:
         if not gate.done():
@@ -58,8 +51,8 @@ async def test_unwatched(hangs_up: int, granted: int, messages: "asyncio.Queue[M
     body = []
     try:
         async with while_connected(messages.get) as unwatch:
-            after(granted, grant)
-            after(hangs_up, lambda: messages.put_nowait(DISCONNECT))
+            after_passes(granted, grant)
+            after_passes(hangs_up, lambda: messages.put_nowait(DISCONNECT))
             await gate
             unwatch()
             body.append("begun")

@@ -53,6 +53,14 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         return super().call_at(when + self._timer_error(), callback, *args, context=context)
 
 
+def after_passes(passes: int, callback: Callable[[], object]) -> None:
+    """Call `callback` after so many passes of the running loop, at once where that is none."""
+    if passes:
+        asyncio.get_running_loop().call_soon(after_passes, passes - 1, callback)
+    else:
+        callback()
+
+
 def run(main: Any, timer_error: Callable[[], float] = lambda: 0.0) -> Any:
     """Run the coroutine `main` in a virtual-time loop of its own and return what it returns."""
     with asyncio.Runner(loop_factory=lambda: VirtualTimeLoop(timer_error)) as runner:
