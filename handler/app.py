@@ -3,6 +3,7 @@
 import asyncio
 import math
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -11,9 +12,8 @@ from pydantic import BaseModel, Field
 from starlette.types import Receive, Scope, Send
 
 from handler.arrival import arrival
-from handler.disconnect import Disconnected, while_connected
 from handler.draining import draining
-from handler.gate import Gate, GateClosed, GateFull
+from handler.gate import CallerGone, Gate, GateClosed, GateFull
 from handler.settings import Settings
 
 CLIENT_CLOSED_REQUEST = 499
@@ -56,6 +56,12 @@ async def work(seconds: float) -> None:
     await asyncio.sleep(seconds)
 
 
+async def disconnected(receive: Receive) -> None:
+    """Return when the caller has hung up; its request's body is read and dropped."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
 def create_app(settings: Settings, work: Callable[[float], Awaitable[None]] = work) -> FastAPI:
     """Make the service, with a gate of its own; `work` is called with a turn's seconds."""
     gate = Gate(settings.work_seconds, settings.max_waiting)
@@ -93,8 +99,7 @@ def create_app(settings: Settings, work: Callable[[float], Awaitable[None]] = wo
         arrived = arrival(
             request.headers.get("x-request-start") if settings.trust_request_start else None
         )
-        async with while_connected(request.receive) as unwatch, gate.turn(arrived) as turn:
-            unwatch()
+        async with gate.turn(arrived, partial(disconnected, request.receive)) as turn:
             await work(settings.work_seconds)
         response.headers["Server-Timing"] = (
             f"queue;dur={1e3 * (turn.began - turn.arrived):.3f}, "
@@ -110,8 +115,8 @@ def create_app(settings: Settings, work: Callable[[float], Awaitable[None]] = wo
     async def closed(request: Request, error: GateClosed) -> Response:
         return is_stopping
 
-    @app.exception_handler(Disconnected)
-    async def hung_up(request: Request, error: Disconnected) -> Response:
+    @app.exception_handler(CallerGone)
+    async def hung_up(request: Request, error: CallerGone) -> Response:
         return Response(status_code=CLIENT_CLOSED_REQUEST)
 
     @app.exception_handler(Exception)

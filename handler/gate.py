@@ -6,7 +6,7 @@ All times are seconds on one monotonic clock, which is handed in.
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from math import inf
 
@@ -23,7 +23,11 @@ class GateFull(Exception):
 
 
 class GateClosed(Exception):
-    """Raised when the gate closed before the caller's turn; its place in line is gone."""
+    """Raised when the gate closed before the caller's turn; its place in line is free."""
+
+
+class CallerGone(Exception):
+    """Raised when the caller left before its turn; its place in line is free."""
 
 
 class Turn:
@@ -83,14 +87,17 @@ class Gate:
         return not self._closed and self.waiting + self._lock.locked() > self._max_waiting
 
     @asynccontextmanager
-    async def turn(self, arrived: float) -> AsyncIterator[Turn]:
+    async def turn(
+        self, arrived: float, gone: Callable[[], Awaitable[object]]
+    ) -> AsyncIterator[Turn]:
         """Wait in line, then hold the gate for the body and until its answer is exact.
 
         `arrived` is when the call arrived, in seconds on the gate's clock.
+        `gone` returns when the caller has left; it is awaited only while the caller is in line.
         The turn is complete, and its `elapsed` is the answer, once the context is left.
 
-        Raises `GateFull` at once when the line is full, and `GateClosed` when the gate is or
-        gets closed before the turn begins.
+        Raises `GateFull` at once when the line is full, and `GateClosed` or `CallerGone` when
+        the gate is closed or the caller leaves before the turn begins.
         A caller that is cancelled in line loses its place; one whose body raises, or is
         cancelled inside, gives the gate to the next at once and leaves no answer behind.
         """
@@ -98,7 +105,7 @@ class Gate:
             raise GateClosed
         if self.full:
             raise GateFull
-        await self._wait()
+        await self._wait(gone)
         try:
             if self._closed:
                 raise GateClosed
@@ -110,24 +117,27 @@ class Gate:
 
     def close(self) -> None:
         """Send away those in line and take no one more; who is inside finishes."""
-        if self._closed:
-            return
         self._closed = True
-        now = asyncio.get_running_loop().time()
         for place in self._line:
-            place.reschedule(now)
+            _give_up(place)
 
-    async def _wait(self) -> None:
+    async def _wait(self, gone: Callable[[], Awaitable[object]]) -> None:
+        async def watch() -> None:
+            await gone()
+            _give_up(place)
+
         # The lock is fair, and passes the gate on when one it was just granted to is cancelled.
         try:
             async with asyncio.timeout(None) as place:
                 self._line.add(place)
+                watcher = asyncio.create_task(watch())
                 try:
                     await self._lock.acquire()
                 finally:
+                    watcher.cancel()
                     self._line.discard(place)
         except TimeoutError:
-            raise GateClosed from None
+            raise (GateClosed if self._closed else CallerGone) from None
 
     async def _complete(self, turn: Turn) -> None:
         # A loop's timers may end early, and an answer's elapsed is measured from its own arrival:
@@ -148,3 +158,8 @@ class Gate:
             await asyncio.sleep(short)
         turn.ended = now
         self._last = turn
+
+
+def _give_up(place: asyncio.Timeout) -> None:
+    if not place.expired():  # one that has expired cannot be rescheduled
+        place.reschedule(-inf)

@@ -1,7 +1,7 @@
 """The gate, on virtual time."""
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
 from itertools import accumulate, chain, pairwise, repeat
 from math import inf, nextafter, ulp
@@ -18,7 +18,7 @@ from hypothesis.stateful import (
     rule,
 )
 
-from handler.gate import SIMULTANEOUS, Gate, GateClosed, GateFull, Turn
+from handler.gate import SIMULTANEOUS, CallerGone, Gate, GateClosed, GateFull, Turn
 from tests.support.step import is_short
 from tests.support.virtual_time import TICK, VirtualTimeLoop, after_passes, run
 
@@ -27,6 +27,9 @@ pytestmark = pytest.mark.virtual_time
 SECONDS = 3.0
 SOON = 1e-3
 """Virtual seconds in which all that is ready gets done."""
+
+stays: Callable[[], Awaitable[object]] = asyncio.Future
+"""What a caller that does not leave has for `gone`."""
 
 
 class Rig:
@@ -38,14 +41,19 @@ class Rig:
         self.seconds = seconds
         self.inside: set[str] = set()
         self.served: list[str] = []
+        self.errors: list[dict[str, Any]] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, error: self.errors.append(error))
 
     def arrive(
-        self, name: str, work: Callable[[], Coroutine[Any, Any, object]] | None = None
+        self,
+        name: str,
+        work: Callable[[], Coroutine[Any, Any, object]] | None = None,
+        gone: Callable[[], Awaitable[object]] = stays,
     ) -> asyncio.Task[Turn]:
         """Start a caller, that works by sleeping unless told otherwise."""
 
         async def call() -> Turn:
-            async with self.gate.turn(self.clock()) as turn:
+            async with self.gate.turn(self.clock(), gone) as turn:
                 assert not self.inside, f"{name} came in beside {self.inside}"
                 self.inside.add(name)
                 try:
@@ -147,7 +155,7 @@ async def test_cancel_when_just_granted() -> None:
     rig = Rig()
 
     async def leave() -> None:
-        async with rig.gate.turn(rig.clock()):
+        async with rig.gate.turn(rig.clock(), stays):
             pass
         granted.cancel()
 
@@ -175,20 +183,34 @@ async def test_cancel_inside(at: float) -> None:
     assert turn.elapsed < 2 * SECONDS
 
 
-@pytest.mark.parametrize("name", ["inside", "first in line", "last in line"])
-def test_cancel_at_every_moment(name: str) -> None:
-    """Whenever a caller is cancelled, at any await of its own or others', the rest are served."""
+@pytest.mark.parametrize(
+    ("name", "how"),
+    [
+        ("inside", "cancelled"),
+        ("first in line", "cancelled"),
+        ("last in line", "cancelled"),
+        ("first in line", "gone"),
+        ("last in line", "gone"),
+    ],
+)
+def test_leave_at_every_moment(name: str, how: str) -> None:
+    """Whenever a caller is cancelled or leaves, at any await of anyone's, the rest are served."""
 
     async def main(moment: int) -> bool:
-        """Cancel the caller after so many passes of the loop; return whether it was in time."""
+        """Let the caller leave after so many passes of the loop; return whether it was in time."""
         rig = Rig(seconds=20 * TICK)
-        callers = {name: rig.arrive(name) for name in ("inside", "first in line", "last in line")}
-        after_passes(moment, callers[name].cancel)
+        gone = asyncio.Event()
+        callers = {
+            other: rig.arrive(other, gone=gone.wait if other == name else stays)
+            for other in ("inside", "first in line", "last in line")
+        }
+        after_passes(moment, callers[name].cancel if how == "cancelled" else gone.set)
         await asyncio.wait(callers.values())
-        expected = [other for other in callers if other != name or not callers[name].cancelled()]
-        assert rig.served == expected
+        left = callers[name].cancelled() or isinstance(callers[name].exception(), CallerGone)
+        assert rig.served == [other for other in callers if other != name or not left]
         assert repr(rig.gate) == "<Gate open, none inside, 0 of 1000 waiting>"
-        return callers[name].cancelled()
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+        return left
 
     moments = 0
     while run(main(moments)):
@@ -206,8 +228,6 @@ def test_close_at_every_moment(times: int) -> None:
     async def main(moment: int) -> bool:
         """Close the gate after so many passes of the loop; return whether that was in time."""
         rig = Rig(seconds=20 * TICK)
-        errors: list[dict[str, Any]] = []
-        asyncio.get_running_loop().set_exception_handler(lambda _, error: errors.append(error))
         begun: list[str] = []
         begun_when_closed: list[list[str]] = []
 
@@ -224,7 +244,7 @@ def test_close_at_every_moment(times: int) -> None:
         for again in range(times):
             after_passes(moment + again, close)
         await asyncio.wait(callers)
-        assert not errors
+        assert not rig.errors
         refused = [isinstance(caller.exception(), GateClosed) for caller in callers]
         assert refused == sorted(refused)
         assert rig.served == begun_when_closed[0]
@@ -238,6 +258,32 @@ def test_close_at_every_moment(times: int) -> None:
     while run(main(moments)):
         moments += 1
     assert moments > 10
+
+
+async def test_gone_inside() -> None:
+    """Who leaves once its turn has begun is served to the end."""
+    rig = Rig()
+    gone = asyncio.Event()
+    inside = rig.arrive("inside", gone=gone.wait)
+    await asyncio.sleep(1)
+    gone.set()
+    assert (await inside).elapsed >= SECONDS
+
+
+@pytest.mark.parametrize("passes", range(5))
+async def test_gone_as_the_gate_closes(passes: int) -> None:
+    """A caller that leaves about when the gate closes is sent away once, and so are the others."""
+    rig = Rig()
+    gone = asyncio.Event()
+    inside, leaving = (rig.arrive(name, gone=gone.wait) for name in "ab")
+    waiting = [rig.arrive(name) for name in "cd"]
+    await asyncio.sleep(1)
+    gone.set()
+    after_passes(passes, rig.gate.close)
+    await asyncio.wait([inside, leaving, *waiting])
+    assert isinstance(leaving.exception(), GateClosed | CallerGone)
+    assert [type(caller.exception()) for caller in waiting] == [GateClosed] * 2
+    assert (rig.served, rig.errors) == (["a"], [])
 
 
 async def test_cancel_after_the_turn() -> None:
@@ -308,7 +354,7 @@ async def test_an_incomplete_turn_has_no_elapsed() -> None:
     turns: list[Turn] = []
 
     async def fail() -> None:
-        async with rig.gate.turn(rig.clock()) as turn:
+        async with rig.gate.turn(rig.clock(), stays) as turn:
             turns.append(turn)
             assert not hasattr(turn, "elapsed")
             raise ZeroDivisionError
@@ -371,7 +417,7 @@ def test_exact_step(
         gate = Gate(seconds, len(arrivals), lambda: start + loop.time())
 
         async def call(arrived: float) -> Turn:
-            async with gate.turn(arrived) as turn:
+            async with gate.turn(arrived, stays) as turn:
                 await asyncio.sleep(seconds)
             return turn
 
@@ -404,7 +450,7 @@ def test_exact_to_the_last_bit(arrived: float, apart: float, late: float, second
         gate = Gate(seconds, 0, lambda: next(clock))
         turns = []
         for arrival in (arrived, arrived + apart):
-            async with gate.turn(arrival) as turn:
+            async with gate.turn(arrival, stays) as turn:
                 pass
             turns.append(turn)
         return turns
@@ -444,7 +490,7 @@ class GateMachine(RuleBasedStateMachine):
         async def call() -> Turn:
             task = asyncio.current_task()
             assert task
-            async with self.gate.turn(self.loop.time()) as turn:
+            async with self.gate.turn(self.loop.time(), stays) as turn:
                 self.inside.append(task)
                 try:
                     await outcome
