@@ -8,6 +8,7 @@ from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
+from fastapi.routing import APIRoute
 from pydantic import BaseModel, Field
 from starlette.types import Receive, Scope, Send
 
@@ -66,32 +67,21 @@ def create_app(settings: Settings, work: Callable[[float], Awaitable[None]] = wo
     """Make the service, with a gate of its own; `work` is called with a turn's seconds."""
     gate = Gate(settings.work_seconds, settings.max_waiting)
 
-    def refusal(reason: str) -> Response:
-        # Within one turn a place comes free, or a stopped service is up again.
-        seconds = math.ceil(settings.work_seconds)
-        return JSONResponse(
-            {"detail": f"{reason}; try again in {seconds} s."},
-            status_code=503,
-            headers={"Retry-After": str(seconds)},
-        )
-
-    queue_is_full = refusal(f"The queue is full, at {settings.max_waiting} waiting")
-    is_stopping = refusal("The service is stopping")
-
-    class Service(FastAPI):
-        async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    class Route(APIRoute):
+        async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
             # In a flood of callers every turn and every newcomer waits for what refusals cost:
-            # this one comes before anything is made for its caller.
-            if gate.full and scope.get("path") == "/test" and scope.get("method") == "GET":
-                await queue_is_full(scope, receive, send)
-            else:
-                await super().__call__(scope, receive, send)
+            # this one comes before FastAPI makes anything of the request.
+            if gate.full and scope["method"] == "GET":
+                raise GateFull
+            await super().handle(scope, receive, send)
 
-    app = Service(
+    app = FastAPI(
         title="One at a time",
         description="Does the work of one call after the other, in order of arrival.",
         lifespan=draining(gate.close),
     )
+
+    app.router.route_class = Route
 
     @app.get("/test", response_model=Answer, responses=RESPONSES)
     async def test(request: Request, response: Response) -> Answer:
@@ -107,13 +97,22 @@ def create_app(settings: Settings, work: Callable[[float], Awaitable[None]] = wo
         )
         return Answer(elapsed=turn.elapsed)
 
+    def refusal(reason: str) -> Response:
+        # Within one turn a place comes free, or a stopped service is up again.
+        seconds = math.ceil(settings.work_seconds)
+        return JSONResponse(
+            {"detail": f"{reason}; try again in {seconds} s."},
+            status_code=503,
+            headers={"Retry-After": str(seconds)},
+        )
+
     @app.exception_handler(GateFull)
     async def full(request: Request, error: GateFull) -> Response:
-        return queue_is_full  # with uvicorn's --root-path, the path is another
+        return refusal(f"The queue is full, at {settings.max_waiting} waiting")
 
     @app.exception_handler(GateClosed)
     async def closed(request: Request, error: GateClosed) -> Response:
-        return is_stopping
+        return refusal("The service is stopping")
 
     @app.exception_handler(CallerGone)
     async def hung_up(request: Request, error: CallerGone) -> Response:
