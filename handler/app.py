@@ -13,8 +13,8 @@ from pydantic import BaseModel, Field
 from starlette.types import Receive, Scope, Send
 
 from handler.arrival import arrival
-from handler.draining import draining
 from handler.gate import CallerGone, Gate, GateClosed, GateFull
+from handler.server import draining
 from handler.settings import Settings
 
 CLIENT_CLOSED_REQUEST = 499
@@ -61,7 +61,7 @@ def create_app(settings: Settings, work: Callable[[float], Awaitable[None]] = wo
     app = FastAPI(
         title="One at a time",
         description="Does the work of one call after the other, in order of arrival.",
-        lifespan=draining(gate.close),
+        lifespan=lambda app: draining(gate.close),
     )
 
     app.router.route_class = Route

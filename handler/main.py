@@ -7,8 +7,8 @@ from mangum import Mangum
 from mangum.types import LambdaContext, LambdaEvent
 
 from handler.app import create_app
+from handler.server import refuse_workers
 from handler.settings import InvalidSetting, Settings
-from handler.workers import refuse_workers
 
 refuse_workers()
 try:

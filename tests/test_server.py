@@ -1,12 +1,13 @@
-"""Told to stop: the gate closes at once, and the server a moment later."""
+"""One worker, or none; told to stop, the gate closes at once, and the server a moment later."""
 
 import asyncio
 import signal
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 
-from handler.draining import draining
+from handler.server import draining, refuse_workers
 
 
 class Server:
@@ -14,6 +15,7 @@ class Server:
 
     def __init__(self) -> None:
         self.should_exit = False
+        self.config = SimpleNamespace(workers=1, reload=False)
         self.signals: list[int] = []
 
     def handle_exit(self, signum: int, frame: object) -> None:
@@ -40,7 +42,7 @@ async def test_draining(signum: signal.Signals, server: Server) -> None:
     SIGTERM again changes nothing; SIGINT again is the server's own to handle.
     """
     closed = asyncio.Event()
-    async with draining(closed.set)(None):
+    async with draining(closed.set):
         signal.raise_signal(signum)
         await closed.wait()
         assert server.signals == []
@@ -54,8 +56,29 @@ async def test_draining(signum: signal.Signals, server: Server) -> None:
         assert server.should_exit
 
 
+@pytest.mark.parametrize("workers", [2, 8])
+def test_several_workers(workers: int, server: Server, capsys: pytest.CaptureFixture[str]) -> None:
+    """One of several workers exits with one line, and a status that ends uvicorn's supervisor."""
+    server.config.workers = workers
+    with pytest.raises(SystemExit) as exit_:
+        refuse_workers()
+    assert exit_.value.code == 3
+    assert capsys.readouterr().err == (
+        f"handler: {workers} workers would work on {workers} calls at a time; "
+        "start one: --workers 1, and no WEB_CONCURRENCY\n"
+    )
+
+
+def test_a_worker_alone(server: Server) -> None:
+    """The one worker of a server goes on, and so does the one worker of `--reload`."""
+    refuse_workers()
+    server.config = SimpleNamespace(workers=2, reload=True)
+    refuse_workers()
+
+
 async def test_another_server() -> None:
     """Where it is not uvicorn that handles the signals, they are left alone."""
+    refuse_workers()
     before = signal.getsignal(signal.SIGTERM)
-    async with draining(pytest.fail)(None):
+    async with draining(pytest.fail):
         assert signal.getsignal(signal.SIGTERM) is before
