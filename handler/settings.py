@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import ErrorDetails
 
 DOTENV = Path(__file__).parent.parent / ".env"
 """The `.env` beside the README."""
@@ -18,7 +19,7 @@ class InvalidSetting(Exception):
 class Settings(BaseModel):
     """What can be set, from the environment and `.env`; each description is what is allowed."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, alias_generator=str.upper, validate_by_name=True)
 
     hostname: str = Field(
         default="localhost", min_length=1, description="a host name or IP address"
@@ -38,24 +39,17 @@ class Settings(BaseModel):
         machine's own name.
         Raises `InvalidSetting`.
         """
-        given = _read(dotenv)
-        for name in cls.model_fields:
-            variable = name.upper()
-            if variable in environ and variable != "HOSTNAME":
-                given[variable] = environ[variable]
+        given = _read(dotenv) | {name: environ[name] for name in environ if name != "HOSTNAME"}
         try:
-            return cls.model_validate(
-                {name: given[name.upper()] for name in cls.model_fields if name.upper() in given}
-            )
+            return cls.model_validate(given, by_name=False)
         except ValidationError as error:
-            names = [str(problem["loc"][0]) for problem in error.errors()]
-            raise InvalidSetting(
-                "; ".join(
-                    f"{name.upper()}={given[name.upper()]!r}: "
-                    f"must be {cls.model_fields[name].description}"
-                    for name in names
-                )
-            ) from None
+            raise InvalidSetting("; ".join(map(_explain, error.errors()))) from None
+
+
+def _explain(problem: ErrorDetails) -> str:
+    [variable] = problem["loc"]
+    allowed = Settings.model_fields[str(variable).lower()].description
+    return f"{variable}={problem['input']!r}: must be {allowed}"
 
 
 def _read(dotenv: Path) -> dict[str, str | None]:
