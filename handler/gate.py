@@ -8,6 +8,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from math import inf
 
 SIMULTANEOUS = 0.26
@@ -30,19 +31,16 @@ class CallerGone(Exception):
     """Raised when the caller left before its turn; its place in line is free."""
 
 
+@dataclass(slots=True)
 class Turn:
     """One caller's turn: when it arrived, began and ended, in seconds on the gate's clock.
 
     Only a turn that is complete has `ended`, and so an `elapsed`.
     """
 
-    __slots__ = ("arrived", "began", "ended")
-
-    ended: float
-
-    def __init__(self, arrived: float, began: float) -> None:
-        self.arrived = arrived
-        self.began = began
+    arrived: float
+    began: float
+    ended: float = field(init=False, repr=False)
 
     @property
     def elapsed(self) -> float:
@@ -148,7 +146,7 @@ class Gate:
         earlier = -inf
         # The last answer will do: one before it is two turns behind; where turns are too short for
         # that to be enough, calls in order are held to it by their neighbours.
-        if last and turn.arrived < last.ended and abs(turn.arrived - last.arrived) <= SIMULTANEOUS:
+        if last and turn.arrived < last.ended and turn.arrived - last.arrived <= SIMULTANEOUS:
             earlier = last.elapsed
         while True:
             now = self._clock()
