@@ -8,7 +8,7 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from handler import create_app
+from handler.app import create_app
 from handler.settings import Settings
 from tests.support.doors import burst, calling, request_start
 

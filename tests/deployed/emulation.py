@@ -31,7 +31,7 @@ from moto.awslambda_simple.models import LambdaSimpleBackend
 from moto.core.config import DefaultConfig
 from moto.stepfunctions.responses import get_backend
 
-from handler import create_app
+from handler.app import create_app
 from handler.settings import Settings
 from tests.deployed import template
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from samtranslator.model import apigateway
 
-from handler import create_app
+from handler.app import create_app
 from handler.gate import SIMULTANEOUS
 from handler.settings import Settings
 from tests.deployed import template

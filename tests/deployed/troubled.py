@@ -6,8 +6,8 @@ from typing import Any
 from mangum import Mangum
 from mangum.types import LambdaContext
 
-from handler import create_app, main
-from handler.app import work
+from handler import main
+from handler.app import create_app, work
 
 trouble: str | None = None
 

@@ -7,8 +7,7 @@ from contextvars import ContextVar
 
 from starlette.types import Receive, Scope, Send
 
-from handler import create_app
-from handler.app import work
+from handler.app import create_app, work
 from handler.main import settings
 
 arrivals = itertools.count()

@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from handler import app as module
-from handler import create_app
+from handler.app import create_app
 from handler.arrival import arrival
 from handler.settings import Settings
 from tests.siege.attacks import crowd, flooded, stop_at_random

@@ -16,7 +16,8 @@ from unittest.mock import patch
 import httpx
 from starlette.types import ASGIApp
 
-from handler import clock, create_app
+from handler import clock
+from handler.app import create_app
 from handler.settings import Settings
 from tests.support.server import UVICORN, serve
 
