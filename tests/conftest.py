@@ -17,6 +17,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--url", help="test the contract against the service that runs at URL, and nothing else"
     )
+    parser.addoption("--scale", type=int, default=1, help="test under so many times the stress")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -43,6 +44,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def door(request: pytest.FixtureRequest) -> Iterator[doors.Door]:
     with request.param() as opened:
         yield opened
+
+
+@pytest.fixture
+def scale(pytestconfig: pytest.Config) -> int:
+    scale: int = pytestconfig.getoption("scale")
+    return scale
 
 
 def pytest_asyncio_loop_factories(

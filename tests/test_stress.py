@@ -1,12 +1,19 @@
-"""The service attacked, at a size that fits: `tests.siege` does it in full."""
+"""The service under stress: `--scale 25` gives the figures of `tests/README.md`."""
 
 import asyncio
+import json
+import os
 import random
+import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
+from itertools import pairwise
+from multiprocessing import get_context
 from pathlib import Path
 
 import httpx
@@ -16,13 +23,15 @@ from handler import app as module
 from handler.app import create_app
 from handler.arrival import arrival
 from handler.settings import Settings
-from tests.siege.attacks import crowd, flooded, stop_at_random
-from tests.support.callers import Caller
+from tests.support.callers import Answer, Caller, fence
 from tests.support.doors import burst, calling
-from tests.support.server import LIMIT, UVICORN, Server, serve
-from tests.test_contract import assert_staircase
+from tests.support.flood import flood
+from tests.support.server import LIMIT, PYTHON_M, UVICORN, Server, resident_memory, serve
+from tests.support.step import is_short
+from tests.test_contract import SERVER_TIMING, assert_staircase
 
 WORK_SECONDS = 0.1
+QUIET = (*UVICORN, "--no-access-log", "--loop", "uvloop", "handler.main:app")
 
 
 @pytest.fixture(scope="module", params=["h11", "httptools"])
@@ -32,30 +41,111 @@ def server(request: pytest.FixtureRequest) -> Iterator[Server]:
         yield server
 
 
-async def test_a_crowd() -> None:
+def descriptors(server: Server) -> int:
+    """Count the server's open file descriptors."""
+    return len(os.listdir(f"/proc/{server.process.pid}/fd"))
+
+
+async def crowd(server: Server, callers: int, seconds: float) -> list[tuple[float, Answer]]:
+    """Let so many call, and a random half of them hang up at a random moment.
+
+    Returns when each of the others called and what it was answered, in order of return.
+    """
+    chance = random.Random(callers)
+    answers: list[tuple[float, Answer]] = []
+
+    async def call(stays: bool) -> None:
+        stamp = time.time()
+        caller = await Caller.call(server.url, headers=f"X-Request-Start: t={stamp:.6f}\r\n")
+        if stays:
+            answers.append((stamp, await caller.answer()))
+        else:
+            await asyncio.sleep(chance.uniform(0, 0.6 * callers * seconds))
+            await caller.hang_up()
+
+    staying = [chance.random() < 0.5 for _ in range(callers)]
+    await asyncio.gather(*map(call, staying))
+    assert [answer.status for _, answer in answers] == [200] * sum(staying)
+    return answers
+
+
+async def test_a_crowd(scale: int) -> None:
     """Half of a crowd hangs up at random; the rest are served as promised, and nothing is left."""
-    seen = await crowd(200)
-    assert seen["answered"] == seen["stayed"]
-    assert (seen["short steps"], seen["most at once"], seen["in order"]) == (0, 1, True)
-    assert (seen["tasks left"], seen["descriptors left"]) == (0, 0)
-    assert seen["memory after the second"] < 1.1 * seen["memory after the first rush"]
+    callers, seconds = 200 * scale, 0.005
+    settings = {
+        "WORK_SECONDS": str(seconds),
+        "MAX_WAITING": str(callers),
+        "TRUST_REQUEST_START": "true",
+    }
+    with serve(*QUIET, **settings) as server:
+        idle = descriptors(server)
+        await crowd(server, callers, seconds)
+        memory = resident_memory(server.process.pid)
+        answers = await crowd(server, callers, seconds)
+        assert resident_memory(server.process.pid) < 1.1 * memory
+        for _ in range(100):  # the server closes a connection some passes after its caller
+            await fence(server.url)
+            if descriptors(server) == idle:
+                break
+        assert descriptors(server) == idle
+    turns = []
+    elapsed = [json.loads(answer.body)["elapsed"] for _, answer in answers]
+    for (called, answer), took in zip(answers, elapsed, strict=True):
+        timing = SERVER_TIMING.fullmatch(answer.headers["server-timing"])
+        assert timing
+        turns.append((called + float(timing[1]) / 1e3, called + took))
+    for (_, ended), (began, _) in pairwise(turns):
+        assert began > ended - 1e-4  # stamps and header are rounded, and the wall clock is trimmed
+    for index, (earlier, later) in enumerate(pairwise(elapsed)):
+        if abs(answers[index + 1][0] - answers[index][0]) <= 0.25:
+            assert not is_short(earlier, later, seconds)
 
 
-@pytest.mark.parametrize("seed", range(2))
-async def test_stopped_at_random(seed: int) -> None:
+async def test_stopped_at_random(scale: int) -> None:
     """Told to stop in the middle of a burst, every caller gets a 200 or a 503; it exits 0."""
-    outcomes = await stop_at_random(random.Random(seed))
-    assert outcomes["200"] + outcomes["503"] == 30
-    assert outcomes["exit 0"] == 1
+    for seed in range(2 * scale):
+        moment = random.Random(seed)
+        with serve(*QUIET, WORK_SECONDS="0.05") as server:
+
+            async def call(after: float, server: Server = server) -> int:
+                await asyncio.sleep(after)
+                caller = await Caller.call(server.url)
+                return (await caller.answer()).status
+
+            async def stop(after: float, server: Server = server) -> None:
+                await asyncio.sleep(after)
+                server.process.send_signal(signal.SIGTERM)
+
+            calls = [call(moment.uniform(0, 0.1)) for _ in range(30)]
+            statuses, _ = await asyncio.gather(asyncio.gather(*calls), stop(moment.uniform(0, 0.5)))
+            assert set(statuses) <= {200, 503}
+            assert server.process.wait(LIMIT) == 0
 
 
-async def test_a_flood() -> None:
-    """While 200 call again once refused, a newcomer is told at once, and the turns go on."""
-    seen = await flooded(200, 3)
-    assert seen.newcomers
-    assert max(seen.newcomers) < 0.5
-    # Of the least, since the machine itself may stall during one.
-    assert min(seen.turns) <= 1.1 * seen.turn_in_peace
+async def test_a_flood(scale: int) -> None:
+    """While many call again once refused, a newcomer is told at once, and the turns go on."""
+    with (
+        serve(*PYTHON_M, PORT="0", WORK_SECONDS="1", MAX_WAITING="4") as server,
+        ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process,
+    ):
+        flooding = asyncio.get_running_loop().run_in_executor(
+            process, flood, server.url, 200 + 8 * scale, 3.5
+        )
+        await asyncio.sleep(1)
+        waits = []
+        for _ in range(3):
+            called = time.monotonic()
+            newcomer = await (await Caller.call(server.url)).answer()
+            if newcomer.status == 503:
+                waits.append(time.monotonic() - called)
+            await asyncio.sleep(0.5)
+        answered = await flooding
+    assert waits
+    assert max(waits) < 0.5
+    served = [when for when, status in answered if status == 200]
+    # The least, since the machine itself may stall during a turn.
+    assert min(later - earlier for earlier, later in pairwise(served)) <= 1.1
+    print(f"newcomers: {waits} s; refusals: {sum(status == 503 for _, status in answered)}")
 
 
 async def half_a_request_line(server: Server) -> None:
