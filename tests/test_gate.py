@@ -124,18 +124,6 @@ async def test_full_without_a_line() -> None:
     assert rig.served == ["inside", "later"]
 
 
-async def test_a_place_comes_free() -> None:
-    """Each turn that ends makes place for one more, and for no second one."""
-    rig = Rig(max_waiting=1)
-    first, second = rig.arrive("first"), rig.arrive("second")
-    await first
-    third, fourth = rig.arrive("third"), rig.arrive("fourth")
-    with pytest.raises(GateFull):
-        await fourth
-    await asyncio.gather(second, third)
-    assert rig.served == ["first", "second", "third"]
-
-
 @pytest.mark.parametrize("leaves", range(1, 4), ids=["first", "middle", "last"])
 async def test_cancel_in_line(leaves: int) -> None:
     """Who is cancelled in line loses its place at once, and no one waits for it."""
@@ -148,25 +136,6 @@ async def test_cancel_in_line(leaves: int) -> None:
     assert rig.gate.waiting == 2
     await asyncio.gather(*callers)
     assert rig.clock() == pytest.approx(3 * SECONDS, abs=SOON)
-
-
-async def test_cancel_when_just_granted() -> None:
-    """Who is cancelled between being granted the gate and coming in passes it on."""
-    rig = Rig()
-
-    async def leave() -> None:
-        async with rig.gate.turn(rig.clock(), stays):
-            pass
-        granted.cancel()
-
-    first = asyncio.create_task(leave())
-    await asyncio.sleep(0)
-    granted, last = rig.arrive("granted"), rig.arrive("last")
-    await asyncio.wait([first, granted])
-    assert granted.cancelled()
-    await last
-    assert rig.served == ["last"]
-    assert rig.clock() == pytest.approx(2 * SECONDS, abs=SOON)
 
 
 @pytest.mark.parametrize("at", [1, 2.95], ids=["working", "kept"])
@@ -286,16 +255,6 @@ async def test_gone_as_the_gate_closes(passes: int) -> None:
     assert (rig.served, rig.errors) == (["a"], [])
 
 
-async def test_cancel_after_the_turn() -> None:
-    """A cancellation that comes too late changes nothing."""
-    rig = Rig()
-    done = rig.arrive("done")
-    await done
-    assert not done.cancel()
-    await rig.arrive("next")
-    assert rig.served == ["done", "next"]
-
-
 async def test_failure_inside() -> None:
     """A body that raises frees the gate at once, and its error comes out unchanged."""
     rig = Rig()
@@ -375,7 +334,7 @@ async def test_later_callers_are_not_held() -> None:
     """A call that arrives later than simultaneously ends its turn when its work is done."""
     rig = Rig()
     rig.arrive("first")
-    await asyncio.sleep(SIMULTANEOUS + 0.01)
+    await asyncio.sleep(0.3)
     turn = await rig.arrive("later")
     assert turn.ended - turn.began == pytest.approx(SECONDS, abs=SOON)
 

@@ -15,6 +15,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
@@ -45,6 +46,8 @@ ENVIRON = {
 REQUESTS_PER_SECOND = 10
 """Synchronous requests that Lambda takes a second, for each unit of reserved concurrency."""
 
+OVERHEAD = 0.02
+
 FATAL = {"ExecutionAborted", "ExecutionFailed", "ExecutionTimedOut"}
 LOGGED = {"FATAL": FATAL, "ERROR": FATAL | {"TaskFailed", "TaskTimedOut"}}
 """Of the events that our machine can have, those that are logged, by the log's level.
@@ -59,14 +62,11 @@ class Function:
     """Lambda at reserved concurrency 1: takes one call, refuses what overlaps or comes too fast.
 
     A `handle` that raises is a function that failed.
-    Each call takes `overhead` seconds beside what `handle` does, a refused one too, and the first
-    that is taken `cold_start` seconds more.
+    Each call takes `OVERHEAD` seconds beside what `handle` does, a refused one too.
     """
 
-    def __init__(self, handle: Handle, overhead: float = 0.02, cold_start: float = 0) -> None:
+    def __init__(self, handle: Handle) -> None:
         self.handle = handle
-        self.overhead = overhead
-        self.cold_start = cold_start
         self.environment = threading.Lock()
         self.bucket = threading.Lock()
         self.tokens = float(REQUESTS_PER_SECOND)
@@ -90,7 +90,7 @@ class Function:
             self.refuse("ReservedFunctionConcurrentInvocationLimitExceeded")
         began = time.monotonic()
         try:
-            time.sleep(self.overhead if self.spans else self.overhead + self.cold_start)
+            time.sleep(OVERHEAD)
             return self.handle(event)
         finally:
             self.spans.append((began, time.monotonic()))
@@ -102,7 +102,7 @@ class Function:
 
     def refuse(self, reason: str) -> None:
         self.refusals.append(reason)
-        time.sleep(self.overhead)
+        time.sleep(OVERHEAD)
         raise LambdaClientError("TooManyRequestsException", f"Rate Exceeded. Reason: {reason}")
 
 
@@ -163,7 +163,11 @@ class Endpoint:
         override: dict[str, Any] = {"header": {}}
         rendered = render(
             response["responseTemplates"]["application/json"],
-            {"input": Input(body), "util": Util(), "context": {"responseOverride": override}},
+            {
+                "input": SimpleNamespace(path=partial(json_path, body)),
+                "util": SimpleNamespace(parseJson=json.loads),
+                "context": {"responseOverride": override},
+            },
         )
         final = str(override.get("status", response["statusCode"]))
         headers = override["header"]
@@ -232,23 +236,9 @@ def environment(work_seconds: float) -> Iterator[Handle]:
             thread.submit(stop).result()
 
 
-class Input:
-    """API Gateway's `$input`."""
-
-    def __init__(self, body: dict[str, Any]) -> None:
-        self.body = body
-
-    def path(self, path: str) -> Any:
-        if path == "$":
-            return self.body
-        return self.body.get(path.removeprefix("$."))
-
-
-class Util:
-    """API Gateway's `$util`."""
-
-    def parseJson(self, text: str) -> Any:  # noqa: N802
-        return json.loads(text)
+def json_path(body: dict[str, Any], path: str) -> Any:
+    """Return what API Gateway's `$input.path` does, for the body or one entry of it."""
+    return body if path == "$" else body.get(path.removeprefix("$."))
 
 
 def render(source: str, names: dict[str, Any]) -> str:
