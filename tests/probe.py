@@ -24,7 +24,7 @@ from queue import SimpleQueue
 from threading import Barrier, Thread
 from urllib.parse import SplitResult, quote, urlsplit
 
-from tests.support.step import is_short
+from tests.support.assertions import is_short
 
 CONNECT_TIMEOUT = 10.0
 """Seconds after which a caller that cannot connect gives up: until then the others wait for it."""

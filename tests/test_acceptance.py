@@ -5,9 +5,9 @@ import asyncio
 import httpx
 
 from tests.deployed.emulation import Endpoint, Function, emulation, environment
+from tests.support.assertions import assert_staircase
 from tests.support.doors import burst
 from tests.support.server import PYTHON_M, serve
-from tests.test_contract import assert_staircase
 
 
 async def call_a_server(calls: int) -> None:

@@ -1,24 +1,13 @@
 """The promises that a caller can see, at every door."""
 
 import re
-from itertools import pairwise
 
-import httpx
 import pytest
 
+from tests.support.assertions import assert_staircase
 from tests.support.doors import Door
-from tests.support.step import is_short
 
 SERVER_TIMING = re.compile(r"queue;dur=(\d+\.\d{3}), work;dur=(\d+\.\d{3})")
-
-
-def assert_staircase(answers: list[httpx.Response], seconds: float) -> None:
-    """Assert that each answer's elapsed exceeds the one before by `seconds` or more."""
-    assert [answer.status_code for answer in answers] == [200] * len(answers)
-    elapsed = [answer.json()["elapsed"] for answer in answers]
-    assert elapsed[0] >= seconds
-    for earlier, later in pairwise(elapsed):
-        assert not is_short(earlier, later, seconds)
 
 
 def test_an_answer(door: Door) -> None:

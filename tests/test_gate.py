@@ -19,7 +19,7 @@ from hypothesis.stateful import (
 )
 
 from handler.gate import SIMULTANEOUS, CallerGone, Gate, GateClosed, GateFull, Turn
-from tests.support.step import is_short
+from tests.support.assertions import is_short
 from tests.support.virtual_time import TICK, VirtualTimeLoop, after_passes, run
 
 pytestmark = pytest.mark.virtual_time

@@ -23,12 +23,12 @@ from handler import app as module
 from handler.app import create_app
 from handler.arrival import arrival
 from handler.settings import Settings
+from tests.support.assertions import assert_staircase, is_short
 from tests.support.callers import Answer, Caller, fence
 from tests.support.doors import burst, calling
 from tests.support.flood import flood
 from tests.support.server import LIMIT, PYTHON_M, UVICORN, Server, resident_memory, serve
-from tests.support.step import is_short
-from tests.test_contract import SERVER_TIMING, assert_staircase
+from tests.test_contract import SERVER_TIMING
 
 WORK_SECONDS = 0.1
 QUIET = (*UVICORN, "--no-access-log", "--loop", "uvloop", "handler.main:app")

@@ -20,9 +20,9 @@ from functools import partial
 from itertools import pairwise
 from tempfile import NamedTemporaryFile
 
+from tests.support.assertions import is_short
 from tests.support.callers import Answer, Caller
 from tests.support.server import UVICORN, free_port, resident_memory, serve
-from tests.support.step import is_short
 
 WORK_SECONDS = 0.01
 LIMIT = 120.0

@@ -14,9 +14,9 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.support.assertions import assert_staircase
 from tests.support.doors import http_api_event, request_start, rest_event
 from tests.support.server import LIMIT, ROOT, free_port
-from tests.test_contract import assert_staircase
 
 ARTIFACT = ROOT / ".aws-sam/build/Function"
 SAM = ROOT / ".sam"

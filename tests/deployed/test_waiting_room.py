@@ -12,7 +12,7 @@ from moto.awslambda.exceptions import LambdaClientError
 from moto.stepfunctions.parser.asl.component.common.retry import retrier_decl
 
 from tests.deployed.emulation import Endpoint, Function, Handle, emulation, environment
-from tests.test_contract import assert_staircase
+from tests.support.assertions import assert_staircase
 
 WORK_SECONDS = 0.3
 

@@ -1,0 +1,23 @@
+"""The step between two answers, stated once; for the probe as well, so the standard library alone."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import httpx
+
+
+def is_short(earlier: float, later: float, seconds: float) -> bool:
+    """Tell whether the step between two answers' elapsed is under `seconds`, either way put."""
+    return later - earlier < seconds or later < earlier + seconds
+
+
+def assert_staircase(answers: list[httpx.Response], seconds: float) -> None:
+    """Assert that each answer's elapsed exceeds the one before by `seconds` or more."""
+    assert [answer.status_code for answer in answers] == [200] * len(answers)
+    elapsed = [answer.json()["elapsed"] for answer in answers]
+    assert elapsed[0] >= seconds
+    for earlier, later in pairwise(elapsed):
+        assert not is_short(earlier, later, seconds)
