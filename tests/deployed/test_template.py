@@ -41,9 +41,13 @@ def test_handler(function: dict[str, Any]) -> None:
         assert invoke(stamped_by_gateway()).status_code == 200
 
 
-def test_runtime(function: dict[str, Any]) -> None:
-    """The function runs on the Python of `.python-version`, for which the artifact is compiled."""
-    assert function["Runtime"] == f"python{(ROOT / '.python-version').read_text().strip()}"
+def test_runtime() -> None:
+    """Both functions run on the Python of `.python-version`, for which the artifact is compiled."""
+    runtime = f"python{(ROOT / '.python-version').read_text().strip()}"
+    resources = template.source()["Resources"]
+    assert [resources[name]["Properties"]["Runtime"] for name in ("Function", "Clock")] == [
+        runtime
+    ] * 2
 
 
 def test_one_at_a_time(function: dict[str, Any]) -> None:
