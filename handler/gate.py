@@ -12,10 +12,11 @@ from dataclasses import dataclass, field
 from math import inf
 
 SIMULTANEOUS = 0.26
-"""Seconds within which calls arrive that get exact steps, unless the first is answered before.
+"""Seconds within which requests arrive that get an exact step, a quarter of a turn at most.
 
-The promise is 0.25 s: people's bursts reach a gateway that far apart.
-The rest is for stamps of arrival, which cross two clocks and jitter by milliseconds.
+The promise is 0.25 s, since people's bursts reach a gateway that far apart, or a fifth of a turn,
+since clients in a loop come a turn apart and are not to be held to a step.
+The rest is for timestamps of arrival, which cross two clocks and jitter by milliseconds.
 """
 
 
@@ -56,12 +57,22 @@ class Gate:
     since uvloop caches its clock and rounds it to milliseconds.
     """
 
-    __slots__ = ("_clock", "_closed", "_last", "_line", "_lock", "_max_waiting", "_seconds")
+    __slots__ = (
+        "_clock",
+        "_closed",
+        "_last",
+        "_line",
+        "_lock",
+        "_max_waiting",
+        "_seconds",
+        "_simultaneous",
+    )
 
     def __init__(
         self, seconds: float, max_waiting: int, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._seconds = seconds
+        self._simultaneous = min(SIMULTANEOUS, seconds / 4)
         self._max_waiting = max_waiting
         self._clock = clock
         self._lock = asyncio.Lock()
@@ -144,9 +155,7 @@ class Gate:
         # the difference is exact (Sterbenz's lemma).
         seconds, last = self._seconds, self._last
         earlier = -inf
-        # The last answer will do: one before it is two turns behind; where turns are too short for
-        # that to be enough, calls in order are held to it by their neighbours.
-        if last and turn.arrived < last.ended and turn.arrived - last.arrived <= SIMULTANEOUS:
+        if last and turn.arrived < last.ended and turn.arrived - last.arrived <= self._simultaneous:
             earlier = last.elapsed
         while True:
             now = self._clock()

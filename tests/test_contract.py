@@ -1,13 +1,9 @@
 """The promises that a caller can see, at every door."""
 
-import re
-
 import pytest
 
-from tests.support.assertions import assert_staircase
+from tests.support.assertions import SERVER_TIMING, assert_staircase
 from tests.support.doors import Door
-
-SERVER_TIMING = re.compile(r"queue;dur=(\d+\.\d{3}), work;dur=(\d+\.\d{3})")
 
 
 def test_an_answer(door: Door) -> None:

@@ -23,12 +23,11 @@ from handler import app as module
 from handler.app import create_app
 from handler.arrival import arrival
 from handler.settings import Settings
-from tests.support.assertions import assert_staircase, is_short
+from tests.support.assertions import SERVER_TIMING, assert_staircase, is_short, simultaneous
 from tests.support.callers import Answer, Caller, fence
 from tests.support.doors import burst, calling
 from tests.support.flood import flood
 from tests.support.server import LIMIT, PYTHON_M, UVICORN, Server, resident_memory, serve
-from tests.test_contract import SERVER_TIMING
 
 WORK_SECONDS = 0.1
 QUIET = (*UVICORN, "--no-access-log", "--loop", "uvloop", "handler.main:app")
@@ -97,7 +96,7 @@ async def test_a_crowd(scale: int) -> None:
     for (_, ended), (began, _) in pairwise(turns):
         assert began > ended - 1e-4  # stamps and header are rounded, and the wall clock is trimmed
     for index, (earlier, later) in enumerate(pairwise(elapsed)):
-        if abs(answers[index + 1][0] - answers[index][0]) <= 0.25:
+        if abs(answers[index + 1][0] - answers[index][0]) <= simultaneous(seconds):
             assert not is_short(earlier, later, seconds)
 
 

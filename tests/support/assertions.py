@@ -1,12 +1,21 @@
-"""The step between two answers, stated once; for the probe as well, so the standard library alone."""
+"""What several tests assert, stated once; for the probe as well, so the standard library alone."""
 
 from __future__ import annotations
 
+import re
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import httpx
+
+
+SERVER_TIMING = re.compile(r"queue;dur=(\d+\.\d{3}), work;dur=(\d+\.\d{3})")
+
+
+def simultaneous(seconds: float) -> float:
+    """Return within how many seconds requests arrive that are promised an exact step."""
+    return min(0.25, seconds / 5)
 
 
 def is_short(earlier: float, later: float, seconds: float) -> bool:
