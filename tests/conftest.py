@@ -6,7 +6,7 @@ import httpx
 import pytest
 from hypothesis import settings
 
-from tests.support import doors
+from tests.support import entry_points
 from tests.support.virtual_time import VirtualTimeLoop
 
 settings.register_profile("no deadline", deadline=None)  # real time is not what these tests test
@@ -29,19 +29,21 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "door" in metafunc.fixturenames:
+    if "entry_point" in metafunc.fixturenames:
         url = metafunc.config.getoption("url")
-        opened = {"url": partial(doors.running, url)} if url else doors.LOCAL
-        metafunc.parametrize("door", opened.values(), ids=opened, indirect=True, scope="module")
+        opened = {"url": partial(entry_points.running, url)} if url else entry_points.LOCAL
+        metafunc.parametrize(
+            "entry_point", opened.values(), ids=opened, indirect=True, scope="module"
+        )
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if config.getoption("url"):
-        items[:] = [item for item in items if "door" in getattr(item, "fixturenames", ())]
+        items[:] = [item for item in items if "entry_point" in getattr(item, "fixturenames", ())]
 
 
 @pytest.fixture(scope="module")
-def door(request: pytest.FixtureRequest) -> Iterator[doors.Door]:
+def entry_point(request: pytest.FixtureRequest) -> Iterator[entry_points.EntryPoint]:
     with request.param() as opened:
         yield opened
 

@@ -4,9 +4,9 @@ import asyncio
 
 import httpx
 
-from tests.deployed.emulation import Endpoint, Function, emulation, environment
+from tests.aws.fake_aws import Endpoint, Function, emulation, environment
 from tests.support.assertions import assert_staircase
-from tests.support.doors import burst
+from tests.support.entry_points import burst
 from tests.support.server import PYTHON_M, serve
 
 

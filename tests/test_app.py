@@ -10,7 +10,7 @@ from fastapi import FastAPI
 
 from handler.app import create_app
 from handler.settings import Settings
-from tests.support.doors import burst, calling, request_start
+from tests.support.entry_points import burst, calling, request_start
 
 WORK_SECONDS = 0.1
 SETTINGS = Settings(work_seconds=WORK_SECONDS, max_waiting=4)

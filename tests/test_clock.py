@@ -1,4 +1,4 @@
-"""The local door's clock."""
+"""The local entry point's clock."""
 
 import shutil
 import subprocess

@@ -18,7 +18,7 @@ from hypothesis.stateful import (
     rule,
 )
 
-from handler.gate import SIMULTANEOUS, CallerGone, Gate, GateClosed, GateFull, Turn
+from handler.gate import CallerGone, Gate, GateClosed, GateFull, Turn
 from tests.support.assertions import is_short, simultaneous
 from tests.support.virtual_time import TICK, VirtualTimeLoop, after_passes, run
 

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-from tests.support.callers import Caller, fence
-from tests.support.doors import burst, http_api_event, lambda_entry, stamped_by_clock
+from tests.support.clients import Client, fence
+from tests.support.entry_points import burst, http_api_event, lambda_entry, stamped_by_clock
 from tests.support.server import LIMIT, PYTHON_M, ROOT, UVICORN, Server, serve
 
 WORK_SECONDS = 0.15
@@ -32,9 +32,9 @@ def server(request: pytest.FixtureRequest) -> Iterator[Server]:
 
 async def test_hang_up_in_line(server: Server) -> None:
     """Callers that hang up while they wait free their places at once, and no turn is lost."""
-    served = await Caller.call(server.url)
+    served = await Client.call(server.url)
     await fence(server.url)
-    gone = [await Caller.call(server.url) for _ in range(MAX_WAITING)]
+    gone = [await Client.call(server.url) for _ in range(MAX_WAITING)]
     await fence(server.url)
     for caller in gone:
         await caller.hang_up()
@@ -49,10 +49,10 @@ async def test_hang_up_in_line(server: Server) -> None:
 
 async def test_hang_up_inside(server: Server) -> None:
     """Work that has begun is finished, though its caller hangs up; the next waits for its end."""
-    gone = await Caller.call(server.url)
+    gone = await Client.call(server.url)
     await fence(server.url)
     await gone.hang_up()
-    after = await Caller.call(server.url)
+    after = await Client.call(server.url)
     elapsed = json.loads((await after.answer()).body)["elapsed"]
     assert 1.5 * WORK_SECONDS < elapsed < 2.9 * WORK_SECONDS
 
@@ -65,9 +65,9 @@ async def test_stop(command: str, signum: signal.Signals) -> None:
     """Told to stop, it answers the one that runs, sends the waiting away, and exits 0."""
     turn = 0.5
     with serve(*COMMANDS[command], WORK_SECONDS=str(turn), PORT="0") as server:
-        callers = [await Caller.call(server.url)]
+        callers = [await Client.call(server.url)]
         await fence(server.url)
-        callers += [await Caller.call(server.url) for _ in range(5)]
+        callers += [await Client.call(server.url) for _ in range(5)]
         await fence(server.url)
         stopped = time.monotonic()
         server.process.send_signal(signum)
@@ -133,7 +133,7 @@ def test_reload() -> None:
 
 
 def test_the_clock_goes_before_the_caller() -> None:
-    """At the local door the clock's stamp counts, and not one that the caller sent."""
+    """At the local entry point the clock's stamp counts, and not one that the caller sent."""
     sent = {"X-Request-Start": f"t={time.time() - 100}"}
     with lambda_entry(work_seconds=0.01) as invoke:
         assert invoke(stamped_by_clock(sent)).json()["elapsed"] < 100

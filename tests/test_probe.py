@@ -139,7 +139,7 @@ def test_connected_before_called(monkeypatch: pytest.MonkeyPatch, capsys: Captur
 
 def test_broken(service: Service, tmp_path: Path, capsys: Capture) -> None:
     """On a service that works on many calls at a time; a picture's title rounds no step up."""
-    with serve(*UVICORN, "tests.benchmark.rivals:unlocked", WORK_SECONDS="0.2") as server:
+    with serve(*UVICORN, "tests.benchmark.alternatives:unlocked", WORK_SECONDS="0.2") as server:
         assert main([server.url, "-n", "3", "--seconds", "0.2"]) == 1
     assert "\nbroken: " in capsys.readouterr().out
     url, answers = service

@@ -24,8 +24,8 @@ from handler.app import create_app
 from handler.arrival import arrival
 from handler.settings import Settings
 from tests.support.assertions import SERVER_TIMING, assert_staircase, is_short, simultaneous
-from tests.support.callers import Answer, Caller, fence
-from tests.support.doors import burst, calling
+from tests.support.clients import Answer, Client, fence
+from tests.support.entry_points import burst, calling
 from tests.support.flood import flood
 from tests.support.server import LIMIT, PYTHON_M, UVICORN, Server, resident_memory, serve
 
@@ -55,7 +55,7 @@ async def crowd(server: Server, callers: int, seconds: float) -> list[tuple[floa
 
     async def call(stays: bool) -> None:
         stamp = time.time()
-        caller = await Caller.call(server.url, headers=f"X-Request-Start: t={stamp:.6f}\r\n")
+        caller = await Client.call(server.url, headers=f"X-Request-Start: t={stamp:.6f}\r\n")
         if stays:
             answers.append((stamp, await caller.answer()))
         else:
@@ -108,7 +108,7 @@ async def test_stopped_at_random(scale: int) -> None:
 
             async def call(after: float, server: Server = server) -> int:
                 await asyncio.sleep(after)
-                caller = await Caller.call(server.url)
+                caller = await Client.call(server.url)
                 return (await caller.answer()).status
 
             async def stop(after: float, server: Server = server) -> None:
@@ -134,7 +134,7 @@ async def test_a_flood(scale: int) -> None:
         waits = []
         for _ in range(3):
             called = time.monotonic()
-            newcomer = await (await Caller.call(server.url)).answer()
+            newcomer = await (await Client.call(server.url)).answer()
             if newcomer.status == 503:
                 waits.append(time.monotonic() - called)
             await asyncio.sleep(0.5)
@@ -148,32 +148,32 @@ async def test_a_flood(scale: int) -> None:
 
 
 async def half_a_request_line(server: Server) -> None:
-    caller = await Caller.connect(server.url)
+    caller = await Client.connect(server.url)
     caller.writer.write(b"GET /te")
     await caller.writer.drain()
     await caller.hang_up()
 
 
 async def a_mebibyte_of_headers(server: Server) -> None:
-    caller = await Caller.call(server.url, headers=f"X: {'x' * 2**20}\r\n")
+    caller = await Client.call(server.url, headers=f"X: {'x' * 2**20}\r\n")
     with suppress(ConnectionError, asyncio.IncompleteReadError):
         await caller.answer()
 
 
 async def no_http_at_all(server: Server) -> None:
-    caller = await Caller.connect(server.url)
+    caller = await Client.connect(server.url)
     caller.writer.write(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n")
     assert (await caller.answer()).status == 400
 
 
 async def a_reset_in_mid_answer(server: Server) -> None:
-    caller = await Caller.call(server.url)
+    caller = await Client.call(server.url)
     assert await caller.reader.readexactly(9) == b"HTTP/1.1 "
     caller.writer.transport.abort()
 
 
 async def a_reset_while_waiting(server: Server) -> None:
-    caller = await Caller.call(server.url)
+    caller = await Client.call(server.url)
     await caller.writer.drain()
     caller.writer.transport.abort()
 
@@ -197,7 +197,7 @@ async def test_broken_clients(server: Server) -> None:
 
 async def test_pipelined(server: Server) -> None:
     """Requests sent ahead on one connection are answered in order, each in a turn of its own."""
-    caller = await Caller.connect(server.url)
+    caller = await Client.connect(server.url)
     caller.writer.write(3 * b"GET /test HTTP/1.1\r\nHost: test\r\n\r\n")
     answers = [await caller.read() for _ in range(3)]
     assert [answer.status for answer in answers] == [200] * 3

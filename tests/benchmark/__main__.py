@@ -21,7 +21,7 @@ from itertools import pairwise
 from tempfile import NamedTemporaryFile
 
 from tests.support.assertions import is_short
-from tests.support.callers import Answer, Caller
+from tests.support.clients import Answer, Client
 from tests.support.server import UVICORN, free_port, resident_memory, serve
 
 WORK_SECONDS = 0.01
@@ -104,7 +104,7 @@ def gunicorn(bound: int, work_seconds: float) -> Iterator[Running]:
     command = [sys.executable, "-m", "gunicorn", "--backlog", str(bound), "--timeout", "300"]
     with program(
         *command,
-        *("--bind", f"127.0.0.1:{port}", "tests.benchmark.rivals:wsgi"),
+        *("--bind", f"127.0.0.1:{port}", "tests.benchmark.alternatives:wsgi"),
         port=port,
         WORK_SECONDS=str(work_seconds),
     ) as running:
@@ -114,7 +114,9 @@ def gunicorn(bound: int, work_seconds: float) -> Iterator[Running]:
 @contextmanager
 def haproxy(bound: int, work_seconds: float) -> Iterator[Running]:
     with ExitStack() as stack:
-        app = stack.enter_context(uvicorn("tests.benchmark.rivals:unlocked", bound, work_seconds))
+        app = stack.enter_context(
+            uvicorn("tests.benchmark.alternatives:unlocked", bound, work_seconds)
+        )
         port = free_port()
         config = stack.enter_context(NamedTemporaryFile("w", suffix=".cfg"))
         config.write(HAPROXY.format(port=port, app=app.url.removeprefix("http://"), bound=bound))
@@ -127,14 +129,14 @@ Contender = Callable[[int, float], AbstractContextManager[Running]]
 CONTENDERS: dict[str, Contender] = {
     "ours": lambda bound, seconds: uvicorn("handler.main:app", bound, seconds),
     "asyncio.Lock": lambda bound, seconds: uvicorn(
-        "tests.benchmark.rivals:bare_lock", bound, seconds
+        "tests.benchmark.alternatives:bare_lock", bound, seconds
     ),
     "gunicorn sync": gunicorn,
     "HAProxy maxconn 1": haproxy,
 }
 
 
-async def answer(caller: Caller) -> Answer | None:
+async def answer(caller: Client) -> Answer | None:
     """Return a caller's answer, or None where the connection broke or nothing came."""
     try:
         async with asyncio.timeout(LIMIT):
@@ -145,7 +147,7 @@ async def answer(caller: Caller) -> Answer | None:
 
 async def burst(running: Running, calls: int) -> list[Answer | None]:
     """Call so many times at once; return the answers in order of return."""
-    callers = await asyncio.gather(*(Caller.call(running.url) for _ in range(calls)))
+    callers = await asyncio.gather(*(Client.call(running.url) for _ in range(calls)))
     return [await one for one in asyncio.as_completed([answer(caller) for caller in callers])]
 
 
@@ -183,10 +185,10 @@ async def memory(contender: Contender) -> str:
     """Return the memory that a waiting caller takes, in KiB."""
     waiting = 1000
     with contender(10_000, 60.0) as running:
-        first = await Caller.call(running.url)
+        first = await Client.call(running.url)
         await asyncio.sleep(1)
         before = running.memory()
-        callers = await asyncio.gather(*(Caller.call(running.url) for _ in range(waiting)))
+        callers = await asyncio.gather(*(Client.call(running.url) for _ in range(waiting)))
         await asyncio.sleep(2)
         after = running.memory()
         for caller in [first, *callers]:
@@ -200,8 +202,8 @@ async def turns_lost(contender: Contender) -> str:
     """Count the turns that 20 callers cost the next one by hanging up while they waited."""
     seconds = 0.2
     with contender(10_000, seconds) as running:
-        served = await Caller.call(running.url)
-        gone = [await Caller.call(running.url) for _ in range(20)]
+        served = await Client.call(running.url)
+        gone = [await Client.call(running.url) for _ in range(20)]
         await asyncio.sleep(seconds / 4)
         for caller in gone:
             await caller.hang_up()
@@ -222,7 +224,7 @@ async def beyond_the_bound(contender: Contender) -> str:
 async def stop(contender: Contender) -> str:
     """Tell what one running and five waiting callers get when the process is told to stop."""
     with contender(10_000, 1.0) as running:
-        callers = [await Caller.call(running.url) for _ in range(6)]
+        callers = [await Client.call(running.url) for _ in range(6)]
         await asyncio.sleep(0.3)
         running.stop()
         return tell(await asyncio.gather(*map(answer, callers)))

@@ -11,7 +11,7 @@ import pytest
 from moto.awslambda.exceptions import LambdaClientError
 from moto.stepfunctions.parser.asl.component.common.retry import retrier_decl
 
-from tests.deployed.emulation import Endpoint, Function, Handle, emulation, environment
+from tests.aws.fake_aws import Endpoint, Function, Handle, emulation, environment
 from tests.support.assertions import assert_staircase
 
 WORK_SECONDS = 0.3

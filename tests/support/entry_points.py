@@ -29,7 +29,7 @@ SERVER_WORK_SECONDS = 0.15
 
 
 @dataclass
-class Door:
+class EntryPoint:
     """`burst(n)` calls `GET /test` n times at once and returns the answers in order of return."""
 
     burst: Callable[[int], list[httpx.Response]]
@@ -81,15 +81,15 @@ def http_api_event(headers: dict[str, str]) -> dict[str, Any]:
 
 
 @contextmanager
-def asgi() -> Iterator[Door]:
+def asgi() -> Iterator[EntryPoint]:
     """The app called in this process."""
     app = create_app(Settings(work_seconds=WORK_SECONDS))
     with asyncio.Runner() as runner:
-        yield Door(lambda calls: runner.run(burst(calling(app), calls)))
+        yield EntryPoint(lambda calls: runner.run(burst(calling(app), calls)))
 
 
 @contextmanager
-def uvicorn(loop: str, http: str) -> Iterator[Door]:
+def uvicorn(loop: str, http: str) -> Iterator[EntryPoint]:
     """A real server, on one of the event loops and HTTP parsers that uvicorn knows."""
     command = (*UVICORN, "--loop", loop, "--http", http, "handler.main:app")
     with (
@@ -97,7 +97,7 @@ def uvicorn(loop: str, http: str) -> Iterator[Door]:
         asyncio.Runner() as runner,
         _client(runner, server.url) as client,
     ):
-        yield Door(lambda calls: runner.run(burst(client, calls)), SERVER_WORK_SECONDS)
+        yield EntryPoint(lambda calls: runner.run(burst(client, calls)), SERVER_WORK_SECONDS)
 
 
 Event = dict[str, Any]
@@ -143,7 +143,7 @@ def stamped_by_clock(headers: dict[str, str] | None = None) -> Event:
 
 
 @contextmanager
-def mangum(arrive: Callable[[], Event]) -> Iterator[Door]:
+def mangum(arrive: Callable[[], Event]) -> Iterator[EntryPoint]:
     """The Lambda entry: all calls of a burst arrive, and then are invoked one after another."""
     with lambda_entry(WORK_SECONDS) as invoke:
 
@@ -151,20 +151,20 @@ def mangum(arrive: Callable[[], Event]) -> Iterator[Door]:
             events = [arrive() for _ in range(calls)]
             return [invoke(event) for event in events]
 
-        yield Door(invoke_each)
+        yield EntryPoint(invoke_each)
 
 
 @contextmanager
-def running(url: str) -> Iterator[Door]:
+def running(url: str) -> Iterator[EntryPoint]:
     """A running deployment; it works as long as the settings here say."""
     with asyncio.Runner() as runner, _client(runner, url.removesuffix("/test")) as client:
-        yield Door(
+        yield EntryPoint(
             lambda calls: runner.run(burst(client, calls)),
             Settings.load().work_seconds,
         )
 
 
-LOCAL: dict[str, Callable[[], AbstractContextManager[Door]]] = {
+LOCAL: dict[str, Callable[[], AbstractContextManager[EntryPoint]]] = {
     "asgi": asgi,
     "uvicorn-asyncio": partial(uvicorn, "asyncio", "h11"),
     "uvicorn-uvloop": partial(uvicorn, "uvloop", "httptools"),

@@ -34,7 +34,7 @@ from moto.stepfunctions.responses import get_backend
 
 from handler.app import create_app
 from handler.settings import Settings
-from tests.deployed import template
+from tests.aws import template
 
 REGION = "eu-central-1"
 ENVIRON = {

@@ -14,7 +14,7 @@ class Answer:
     body: bytes
 
 
-class Caller:
+class Client:
     """A connection of its own, on which a request was sent."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -22,13 +22,13 @@ class Caller:
         self.writer = writer
 
     @classmethod
-    async def connect(cls, url: str) -> "Caller":
+    async def connect(cls, url: str) -> "Client":
         """Connect to the server at `url` and send nothing yet."""
         server = httpx.URL(url)
         return cls(*await asyncio.open_connection(server.host, server.port))
 
     @classmethod
-    async def call(cls, url: str, path: str = "/test", headers: str = "") -> "Caller":
+    async def call(cls, url: str, path: str = "/test", headers: str = "") -> "Client":
         """Connect to the server at `url` and send `GET path`; `headers` are whole lines."""
         caller = await cls.connect(url)
         caller.writer.write(f"GET {path} HTTP/1.1\r\nHost: test\r\n{headers}\r\n".encode())
@@ -62,5 +62,5 @@ class Caller:
 
 async def fence(url: str) -> None:
     """Return once the server has seen all that happened before: it serves sockets in turn."""
-    caller = await Caller.call(url, "/nothing")
+    caller = await Client.call(url, "/nothing")
     assert (await caller.answer()).status == 404

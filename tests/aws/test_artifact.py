@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from tests.support.assertions import assert_staircase
-from tests.support.doors import http_api_event, request_start, rest_event
+from tests.support.entry_points import http_api_event, request_start, rest_event
 from tests.support.server import LIMIT, ROOT, free_port
 
 ARTIFACT = ROOT / ".aws-sam/build/Function"
@@ -52,7 +52,7 @@ def environment(
         cwd=ARTIFACT,
         env={
             "PATH": os.environ["PATH"],
-            "PYTHONPATH": str(ROOT / "tests/deployed"),
+            "PYTHONPATH": str(ROOT / "tests/aws"),
             "PYTHONDONTWRITEBYTECODE": "1",
             "AWS_LAMBDA_FUNCTION_TIMEOUT": "2",
             "WORK_SECONDS": str(work_seconds),
@@ -157,13 +157,13 @@ def test_a_bad_event(invoke: Invoke, event: dict[str, Any]) -> None:
 
 def test_hundreds_of_invocations() -> None:
     """One environment answers hundreds in a row, and goes on after one failed and one timed out."""
-    with environment("troubled.handler", work_seconds=0.001) as invoke:
-        failed = invoke(rest_event({"X-Trouble": "fail"})).json()
+    with environment("faulty_handler.handler", work_seconds=0.001) as invoke:
+        failed = invoke(rest_event({"X-Fault": "fail"})).json()
         assert failed["statusCode"] == 500
         assert json.loads(failed["body"]) == {"detail": "Internal Server Error"}
         elapsed(invoke(rest_event({})))
 
-        timed_out = invoke(rest_event({"X-Trouble": "hang"}))
+        timed_out = invoke(rest_event({"X-Fault": "hang"}))
         assert timed_out.text == "Task timed out after 2.00 seconds"
 
         first = time.time() - 290

@@ -9,11 +9,11 @@ from mangum.types import LambdaContext
 from handler import main
 from handler.app import create_app, work
 
-trouble: str | None = None
+fault: str | None = None
 
 
-async def troubled_work(seconds: float) -> None:
-    match trouble:
+async def faulty_work(seconds: float) -> None:
+    match fault:
         case "fail":
             raise ZeroDivisionError("the work failed")
         case "hang":
@@ -21,10 +21,10 @@ async def troubled_work(seconds: float) -> None:
     await work(seconds)
 
 
-main.mangum = Mangum(create_app(main.settings, troubled_work), lifespan="off")
+main.mangum = Mangum(create_app(main.settings, faulty_work), lifespan="off")
 
 
 def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
-    global trouble
-    trouble = event.get("headers", {}).get("X-Trouble")
+    global fault
+    fault = event.get("headers", {}).get("X-Fault")
     return main.handler(event, context)

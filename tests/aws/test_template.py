@@ -10,8 +10,8 @@ from samtranslator.model import apigateway
 from handler.app import create_app
 from handler.gate import SIMULTANEOUS
 from handler.settings import Settings
-from tests.deployed import template
-from tests.support.doors import lambda_entry, stamped_by_gateway
+from tests.aws import template
+from tests.support.entry_points import lambda_entry, stamped_by_gateway
 from tests.support.server import ROOT
 
 
@@ -113,7 +113,7 @@ def test_every_deployment_is_new(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_local_door() -> None:
-    """SAM CLI and the gateway route what the app routes; a deployment has no local door."""
+    """SAM CLI and the gateway route what the app routes; a deployment has no local entry point."""
     resources = template.source()["Resources"]
     body = resources["LocalApi"]["Properties"]["DefinitionBody"]
     routes = {path: list(methods) for path, methods in body["paths"].items()}
