@@ -31,10 +31,12 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "entry_point" in metafunc.fixturenames:
         url = metafunc.config.getoption("url")
-        opened = {"url": partial(entry_points.running, url)} if url else entry_points.LOCAL
-        metafunc.parametrize(
-            "entry_point", opened.values(), ids=opened, indirect=True, scope="module"
+        opened = (
+            [pytest.param(partial(entry_points.running, url), id="url")]
+            if url
+            else entry_points.LOCAL
         )
+        metafunc.parametrize("entry_point", opened, indirect=True, scope="module")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

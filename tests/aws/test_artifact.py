@@ -1,88 +1,19 @@
 """What `sam build` made, alone and under AWS's own runtime emulator and runtime client."""
 
-import json
-import os
 import struct
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from importlib.util import MAGIC_NUMBER
 from typing import Any
 
-import httpx
 import pytest
 
-from tests.support.assertions import assert_staircase
-from tests.support.entry_points import http_api_event, request_start, rest_event
-from tests.support.server import LIMIT, ROOT, free_port
+from tests.aws.artifact import ARTIFACT, PYTHON, VERSION, environment, needs_artifact
+from tests.support.entry_points import response, rest_event
+from tests.support.server import ROOT
 
-ARTIFACT = ROOT / ".aws-sam/build/Function"
-VERSION = (ROOT / ".python-version").read_text().strip()
-SAM = ROOT / ".sam"
-PYTHON = SAM / f"bin/python{VERSION}"
-EMULATOR = SAM / f"lib/python{VERSION}/site-packages/samcli/local/rapid/aws-lambda-rie-x86_64"
-SET_UP = (
-    f"python{VERSION} -m venv .sam && .sam/bin/pip install -r tests/requirements-sam.txt"
-    " && PATH=$PWD/.sam/bin:$PATH sam build"
-)
-WORK_SECONDS = 0.1
-
-pytestmark = pytest.mark.skipif(
-    "REQUIRE_ARTIFACT" not in os.environ and not (ARTIFACT.exists() and PYTHON.exists()),
-    reason=f"needs the built artifact and AWS's runtime emulator: {SET_UP}",
-)
-
-Invoke = Callable[[dict[str, Any]], httpx.Response]
-
-
-@contextmanager
-def environment(
-    handler: str = "handler.main.handler", work_seconds: float = WORK_SECONDS
-) -> Iterator[Invoke]:
-    """Start an execution environment of the artifact, and yield a function that invokes it."""
-    address = f"127.0.0.1:{free_port()}"
-    process = subprocess.Popen(
-        [
-            *(EMULATOR, "--runtime-interface-emulator-address", address),
-            *("--runtime-api-address", f"127.0.0.1:{free_port()}"),
-            *(PYTHON, "-m", "awslambdaric", handler),
-        ],
-        cwd=ARTIFACT,
-        env={
-            "PATH": os.environ["PATH"],
-            "PYTHONPATH": str(ROOT / "tests/aws"),
-            "PYTHONDONTWRITEBYTECODE": "1",
-            "AWS_LAMBDA_FUNCTION_TIMEOUT": "2",
-            "WORK_SECONDS": str(work_seconds),
-            "TRUST_REQUEST_START": "true",
-        },
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    patient = httpx.HTTPTransport(retries=6)
-    try:
-        with httpx.Client(transport=patient, base_url=f"http://{address}", timeout=LIMIT) as client:
-            yield lambda event: client.post(
-                "/2015-03-31/functions/function/invocations", json=event
-            )
-    finally:
-        process.terminate()
-        process.wait(LIMIT)
-
-
-@pytest.fixture(scope="module")
-def invoke() -> Iterator[Invoke]:
-    with environment() as invoke:
-        yield invoke
-
-
-def elapsed(result: httpx.Response) -> float:
-    assert result.json()["statusCode"] == 200
-    seconds: float = json.loads(result.json()["body"])["elapsed"]
-    return seconds
-
+pytestmark = needs_artifact
 
 LIST_IMPORTED = """
 import sys
@@ -127,48 +58,28 @@ def test_compiled_ahead() -> None:
         assert bytecode.read_bytes()[:4] == MAGIC_NUMBER
 
 
-@pytest.mark.parametrize("event", [rest_event, http_api_event])
-def test_events(invoke: Invoke, event: Callable[[dict[str, str]], dict[str, Any]]) -> None:
-    """The events of a REST API and of an HTTP API are answered alike, in JSON and not base64."""
-    answer = invoke(event({}))
-    assert WORK_SECONDS <= elapsed(answer) < WORK_SECONDS + 1
-    result = answer.json()
-    assert result["isBase64Encoded"] is False
-    headers = result["headers"] | {
-        name: values[0] for name, values in result.get("multiValueHeaders", {}).items()
-    }
-    assert headers["content-type"] == "application/json"
-    assert headers["server-timing"].startswith("queue;dur=")
-
-
-def test_a_burst(invoke: Invoke) -> None:
-    """A burst, stamped at once and invoked one after another, keeps the exact step."""
-    events = [rest_event(request_start()) for _ in range(8)]
-    answers = [httpx.Response(200, json={"elapsed": elapsed(invoke(event))}) for event in events]
-    assert_staircase(answers, WORK_SECONDS)
-
-
 @pytest.mark.parametrize("event", [{}, {"resource": "/test"}, {"headers": None, "version": "2.0"}])
-def test_a_bad_event(invoke: Invoke, event: dict[str, Any]) -> None:
+def test_a_bad_event(event: dict[str, Any]) -> None:
     """An event of no kind that is known is an error of its own, and the next is answered."""
-    assert "errorType" in invoke(event).json()
-    elapsed(invoke(rest_event({})))
+    with environment(work_seconds=0.001) as invoke:
+        assert "errorType" in invoke(event).json()
+        assert response(invoke(rest_event({})).json()).status_code == 200
 
 
 def test_hundreds_of_invocations() -> None:
     """One environment answers hundreds in a row, and goes on after one failed and one timed out."""
-    with environment("faulty_handler.handler", work_seconds=0.001) as invoke:
-        failed = invoke(rest_event({"X-Fault": "fail"})).json()
-        assert failed["statusCode"] == 500
-        assert json.loads(failed["body"]) == {"detail": "Internal Server Error"}
-        elapsed(invoke(rest_event({})))
+    with environment(0.001, "faulty_handler.handler") as invoke:
+        failed = response(invoke(rest_event({"X-Fault": "fail"})).json())
+        assert failed.status_code == 500
+        assert failed.json() == {"detail": "Internal Server Error"}
 
         timed_out = invoke(rest_event({"X-Fault": "hang"}))
         assert timed_out.text == "Task timed out after 2.00 seconds"
 
         first = time.time() - 290
         for number in range(200):  # arrivals a second apart: none is held to another's step
-            assert elapsed(invoke(rest_event({"X-Request-Start": f"t={first + number}"}))) < 300
+            answer = invoke(rest_event({"X-Request-Start": f"t={first + number}"})).json()
+            assert 90 - number < response(answer).json()["elapsed"] < 300
 
 
 def test_without_the_right_python() -> None:

@@ -14,18 +14,21 @@ from typing import Any
 from unittest.mock import patch
 
 import httpx
+import pytest
 from starlette.types import ASGIApp
 
 from handler import clock
 from handler.app import create_app
 from handler.settings import Settings
+from tests.aws import artifact, fake_aws
+from tests.aws.artifact import needs_artifact
 from tests.support.server import UVICORN, serve
 
 WORK_SECONDS = 0.05
 """Seconds of a turn at the doors in this process."""
 
-SERVER_WORK_SECONDS = 0.15
-"""Seconds of a turn where callers need some time to arrive."""
+SERVER_WORK_SECONDS = 0.3
+"""Seconds of a turn where clients need some time to arrive, and to be let in."""
 
 
 @dataclass
@@ -40,6 +43,11 @@ async def burst(client: httpx.AsyncClient, calls: int) -> list[httpx.Response]:
     """Call `GET /test` so many times at once; return the answers in order of return."""
     pending = [client.get("/test") for _ in range(calls)]
     return [await answer for answer in asyncio.as_completed(pending)]
+
+
+async def connect(client: httpx.AsyncClient, connections: int) -> None:
+    """Open so many connections, so that a burst on them is one: requests alone, no handshakes."""
+    await asyncio.gather(*(client.get("/nothing") for _ in range(connections)))
 
 
 def calling(app: ASGIApp, root_path: str = "") -> httpx.AsyncClient:
@@ -97,16 +105,25 @@ def uvicorn(loop: str, http: str) -> Iterator[EntryPoint]:
         asyncio.Runner() as runner,
         _client(runner, server.url) as client,
     ):
+        runner.run(connect(client, 8))
         yield EntryPoint(lambda calls: runner.run(burst(client, calls)), SERVER_WORK_SECONDS)
 
 
 Event = dict[str, Any]
+Invoke = Callable[[Event], httpx.Response]
+
+
+def response(result: dict[str, Any]) -> httpx.Response:
+    """Return the HTTP response that is in a function's result."""
+    headers = [*result["headers"].items()]
+    for name, values in result.get("multiValueHeaders", {}).items():
+        headers += [(name, value) for value in values]
+    assert result["isBase64Encoded"] is False
+    return httpx.Response(result["statusCode"], headers=headers, text=result["body"])
 
 
 @contextmanager
-def lambda_entry(
-    work_seconds: float, path: str = "handler.main.handler"
-) -> Iterator[Callable[[Event], httpx.Response]]:
+def lambda_entry(work_seconds: float, path: str = "handler.main.handler") -> Iterator[Invoke]:
     """What Lambda calls, imported anew with the variables that the template sets."""
     loop = asyncio.new_event_loop()
     asyncio.set_event_loop(loop)
@@ -116,18 +133,18 @@ def lambda_entry(
         sys.modules.pop(module, None)
         handler = getattr(importlib.import_module(module), name)
 
-    def invoke(event: Event) -> httpx.Response:
-        result = handler(event, SimpleNamespace())
-        headers = [*result["headers"].items()]
-        for name, values in result.get("multiValueHeaders", {}).items():
-            headers += [(name, value) for value in values]
-        return httpx.Response(result["statusCode"], headers=headers, text=result["body"])
-
     try:
-        yield invoke
+        yield lambda event: response(handler(event, SimpleNamespace()))
     finally:
         asyncio.set_event_loop(None)
         loop.close()
+
+
+@contextmanager
+def built(work_seconds: float) -> Iterator[Invoke]:
+    """What `sam build` made of it."""
+    with artifact.environment(work_seconds) as invoke:
+        yield lambda event: response(invoke(event).json())
 
 
 def stamped_by_gateway() -> Event:
@@ -143,15 +160,25 @@ def stamped_by_clock(headers: dict[str, str] | None = None) -> Event:
 
 
 @contextmanager
-def mangum(arrive: Callable[[], Event]) -> Iterator[EntryPoint]:
-    """The Lambda entry: all calls of a burst arrive, and then are invoked one after another."""
-    with lambda_entry(WORK_SECONDS) as invoke:
+def function(
+    environment: Callable[[float], AbstractContextManager[Invoke]], arrive: Callable[[], Event]
+) -> Iterator[EntryPoint]:
+    """A function: all requests of a burst arrive, and then are invoked one after another."""
+    with environment(WORK_SECONDS) as invoke:
 
         def invoke_each(calls: int) -> list[httpx.Response]:
             events = [arrive() for _ in range(calls)]
             return [invoke(event) for event in events]
 
         yield EntryPoint(invoke_each)
+
+
+@contextmanager
+def waiting_room() -> Iterator[EntryPoint]:
+    """A deployment, emulated: each request in an execution of its own."""
+    with fake_aws.emulation(), fake_aws.environment(SERVER_WORK_SECONDS) as handle:
+        endpoint = fake_aws.Endpoint(fake_aws.Function(handle))
+        yield EntryPoint(endpoint.burst, SERVER_WORK_SECONDS)
 
 
 @contextmanager
@@ -164,13 +191,18 @@ def running(url: str) -> Iterator[EntryPoint]:
         )
 
 
-LOCAL: dict[str, Callable[[], AbstractContextManager[EntryPoint]]] = {
-    "asgi": asgi,
-    "uvicorn-asyncio": partial(uvicorn, "asyncio", "h11"),
-    "uvicorn-uvloop": partial(uvicorn, "uvloop", "httptools"),
-    "mangum": partial(mangum, stamped_by_gateway),
-    "mangum-sam-local": partial(mangum, stamped_by_clock),
-}
+LOCAL = [
+    pytest.param(asgi, id="asgi"),
+    pytest.param(partial(uvicorn, "asyncio", "h11"), id="uvicorn-asyncio"),
+    pytest.param(partial(uvicorn, "uvloop", "httptools"), id="uvicorn-uvloop"),
+    pytest.param(partial(function, lambda_entry, stamped_by_gateway), id="lambda"),
+    pytest.param(partial(function, lambda_entry, stamped_by_clock), id="lambda-sam-local"),
+    pytest.param(partial(function, built, stamped_by_gateway), id="artifact", marks=needs_artifact),
+    pytest.param(
+        partial(function, built, stamped_by_clock), id="artifact-sam-local", marks=needs_artifact
+    ),
+    pytest.param(waiting_room, id="waiting-room"),
+]
 
 
 @contextmanager
