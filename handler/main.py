@@ -1,6 +1,7 @@
 """The two front doors: `app` for an ASGI server, `handler` for AWS Lambda."""
 
 import sys
+import warnings
 from typing import Any
 
 from mangum import Mangum
@@ -18,7 +19,10 @@ except InvalidSetting as error:
     raise SystemExit(2) from None
 
 app = create_app(settings)
-mangum = Mangum(app, lifespan="off")
+with warnings.catch_warnings():
+    # Mangum asks for a current event loop, and makes one where there is none.
+    warnings.simplefilter("ignore", DeprecationWarning)
+    mangum = Mangum(app, lifespan="off")
 
 
 def handler(event: LambdaEvent, context: LambdaContext) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 
@@ -12,7 +13,13 @@ import httpx
 import pytest
 
 from tests.support.clients import Client, fence
-from tests.support.entry_points import burst, http_api_event, lambda_entry, stamped_by_clock
+from tests.support.entry_points import (
+    burst,
+    http_api_event,
+    lambda_entry,
+    rest_event,
+    stamped_by_clock,
+)
 from tests.support.server import LIMIT, PYTHON_M, ROOT, UVICORN, Server, serve
 
 WORK_SECONDS = 0.15
@@ -119,6 +126,18 @@ def test_python_m_is_one_worker() -> None:
     """`python -m handler` starts one worker, whatever WEB_CONCURRENCY says."""
     with serve(*PYTHON_M, PORT="0", WEB_CONCURRENCY="2") as server:
         assert server.stop() == 0
+
+
+def test_no_warning() -> None:
+    """It starts and stops where warnings are errors, as the Lambda entry does without a loop."""
+    with serve(sys.executable, *("-W", "error", "-X", "dev", "-m", "handler"), PORT="0") as server:
+        assert server.stop() == 0
+    invoke = "from handler.main import handler; print(handler({event!r}, None)['statusCode'])"
+    done = run(
+        *(sys.executable, "-W", "error", "-c", invoke.format(event=rest_event({}))),
+        WORK_SECONDS="0.01",
+    )
+    assert done.stdout == "200\n"
 
 
 def test_reload() -> None:
