@@ -1,6 +1,9 @@
 import asyncio
+import os
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from functools import partial
+from ipaddress import ip_address
 
 import httpx
 import pytest
@@ -21,11 +24,22 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if url := config.getoption("url"):
-        try:
+    url = config.getoption("url")
+    try:
+        if not url or is_loopback(httpx.URL(url).host):
+            for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
+                del os.environ[name]
+        if url:
             httpx.get(url.removesuffix("/test"), timeout=30)
-        except (httpx.InvalidURL, httpx.TransportError) as error:
-            raise pytest.UsageError(f"--url {url}: {error}") from None
+    except (httpx.InvalidURL, httpx.TransportError, ImportError, ValueError) as error:
+        raise pytest.UsageError(f"--url {url}: {error}") from None
+
+
+def is_loopback(host: str) -> bool:
+    """Tell whether a host is this machine, which no proxy serves."""
+    with suppress(ValueError):
+        return ip_address(host).is_loopback
+    return host == "localhost"
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

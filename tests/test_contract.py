@@ -1,9 +1,17 @@
 """The promises that a caller can see, at every entry point."""
 
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
+from typing import cast
+
 import pytest
 
+from tests.conftest import pytest_configure
 from tests.support.assertions import SERVER_TIMING, assert_staircase
 from tests.support.entry_points import EntryPoint
+from tests.support.server import LIMIT, ROOT, UVICORN, serve
 
 
 def test_an_answer(entry_point: EntryPoint) -> None:
@@ -36,3 +44,40 @@ def test_a_caller_in_a_loop(entry_point: EntryPoint) -> None:
     """Who calls again when it is answered is held to no step: each of its calls takes one turn."""
     answers = [entry_point.burst(1)[0].json()["elapsed"] for _ in range(4)]
     assert sum(answers) < 2 * 4 * entry_point.work_seconds
+
+
+def test_url_on_this_machine() -> None:
+    """`--url` tests a service on this machine, by the contract alone and past any proxy."""
+    proxies = {"HTTP_PROXY": "http://127.0.0.1:9", "ALL_PROXY": "socks5://127.0.0.1:9"}
+    with serve(*UVICORN, "handler.main:app", WORK_SECONDS="0.3") as server:
+        done = subprocess.run(
+            [sys.executable, "-m", "pytest", "-q", "-k", "not burst", "--url", server.url],
+            cwd=ROOT,
+            env=os.environ | proxies | {"WORK_SECONDS": "0.3"},
+            capture_output=True,
+            text=True,
+            timeout=LIMIT,
+            check=False,
+        )
+    assert done.returncode == 0, done.stdout
+    assert "3 passed, 3 deselected" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("url", "proxy"),
+    [
+        ("localhost:8000", ""),
+        ("http://127.0.0.1:9", "socks5://127.0.0.1:9"),
+        ("http://[::1", ""),
+        ("http://test.invalid", "socks5://127.0.0.1:9"),
+        ("http://test.invalid", "nonsense://127.0.0.1:9"),
+    ],
+)
+def test_url_that_cannot_be_used(url: str, proxy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `--url` cannot use is told in one line, with the URL."""
+    monkeypatch.setenv("ALL_PROXY", proxy)
+    config = cast("pytest.Config", SimpleNamespace(getoption={"url": url}.get))
+    with pytest.raises(pytest.UsageError) as refusal:
+        pytest_configure(config)
+    assert str(refusal.value).startswith(f"--url {url}: ")
+    assert "\n" not in str(refusal.value)
