@@ -8,7 +8,7 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from handler.app import create_app
+from handler.app import create_app, work
 from handler.settings import Settings
 from tests.support.entry_points import burst, calling, request_start
 
@@ -81,6 +81,14 @@ async def test_work() -> None:
     answers = await burst(calling(create_app(SETTINGS, work)), 3)
     assert [answer.status_code for answer in answers] == [200] * 3
     assert [call.args for call in work.await_args_list] == [(WORK_SECONDS,)] * 3
+
+
+@pytest.mark.virtual_time
+async def test_default_work() -> None:
+    """The work is a sleep, for the seconds that are given."""
+    began = asyncio.get_running_loop().time()
+    await work(WORK_SECONDS)
+    assert asyncio.get_running_loop().time() - began == pytest.approx(WORK_SECONDS, rel=0.01)
 
 
 async def test_failure() -> None:
