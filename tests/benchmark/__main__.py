@@ -181,6 +181,24 @@ async def over_the_limit(contender: Contender, calls: int) -> str:
     return f"{1e3 * (spent / calls - WORK_SECONDS):.2f} ms"
 
 
+async def in_a_loop(contender: Contender) -> str:
+    """Return the milliseconds a turn took over `WORK_SECONDS`, of eight clients in a loop."""
+    loops, clients = 25, 8
+
+    async def loop(url: str) -> None:
+        for _ in range(loops):
+            response = await answer(await Client.call(url))
+            assert response
+            assert response.status == 200
+
+    with contender(10_000, WORK_SECONDS) as running:
+        await burst(running, 1)
+        began = time.monotonic()
+        await asyncio.gather(*(loop(running.url) for _ in range(clients)))
+        spent = time.monotonic() - began
+    return f"{1e3 * (spent / (loops * clients) - WORK_SECONDS):.2f} ms"
+
+
 async def memory(contender: Contender) -> str:
     """Return the memory that a waiting caller takes, in KiB."""
     waiting = 1000
@@ -247,6 +265,7 @@ def rows() -> Iterator[tuple[str, Callable[[Contender], Awaitable[str]]]]:
             f"a turn's time beyond its {1e3 * WORK_SECONDS:.0f} ms, {calls:,} waiting",
             partial(over_the_limit, calls=calls),
         )
+    yield "the same, of 8 clients in a loop", in_a_loop
     yield "memory per waiting caller", memory
     yield "time lost to 20 that hung up, in turns", turns_lost
     yield f"20 callers where {BOUND} may wait", beyond_the_bound
