@@ -28,7 +28,7 @@ class Settings(BaseModel):
     work_seconds: float = Field(
         default=3.0, gt=0, allow_inf_nan=False, description="a finite number of seconds above 0"
     )
-    max_waiting: int = Field(default=1000, ge=0, description="a whole number, 0 or more")
+    max_waiting: int = Field(default=100, ge=0, description="a whole number, 0 or more")
     trust_request_start: bool = Field(default=False, description="true or false")
 
     @classmethod
