@@ -14,7 +14,7 @@ from starlette.types import Receive, Scope, Send
 
 from handler.arrival import arrival
 from handler.gate import CallerGone, Gate, GateClosed, GateFull
-from handler.server import draining
+from handler.server import serving
 from handler.settings import Settings
 
 CLIENT_CLOSED_REQUEST = 499
@@ -50,6 +50,15 @@ def create_app(settings: Settings, work: Callable[[float], Awaitable[None]] = wo
     """Make the service, with a gate of its own; `work` is called with a turn's seconds."""
     gate = Gate(settings.work_seconds, settings.max_waiting)
 
+    def refusal(reason: str, **headers: str) -> Response:
+        # Within one turn a place comes free, or a stopped service is up again.
+        seconds = math.ceil(settings.work_seconds)
+        return JSONResponse(
+            {"detail": f"{reason}; try again in {seconds} s."},
+            status_code=503,
+            headers={"Retry-After": str(seconds), **headers},
+        )
+
     class Route(APIRoute):
         async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
             # In a flood of callers every turn and every newcomer waits for what refusals cost:
@@ -61,7 +70,11 @@ def create_app(settings: Settings, work: Callable[[float], Awaitable[None]] = wo
     app = FastAPI(
         title="One at a time",
         description="Does the work of one call after the other, in order of arrival.",
-        lifespan=lambda app: draining(gate.close),
+        lifespan=lambda app: serving(
+            gate.close,
+            settings.max_waiting,
+            refusal("Too many connections", Connection="close"),
+        ),
     )
 
     app.router.route_class = Route
@@ -80,22 +93,13 @@ def create_app(settings: Settings, work: Callable[[float], Awaitable[None]] = wo
         )
         return Answer(elapsed=turn.elapsed)
 
-    def refusal(reason: str) -> Response:
-        # Within one turn a place comes free, or a stopped service is up again.
-        seconds = math.ceil(settings.work_seconds)
-        return JSONResponse(
-            {"detail": f"{reason}; try again in {seconds} s."},
-            status_code=503,
-            headers={"Retry-After": str(seconds)},
-        )
-
     @app.exception_handler(GateFull)
     async def full(request: Request, error: GateFull) -> Response:
         return refusal(f"The queue is full, at {settings.max_waiting} waiting")
 
     @app.exception_handler(GateClosed)
     async def closed(request: Request, error: GateClosed) -> Response:
-        return refusal("The service is stopping")
+        return refusal("The service is stopping", Connection="close")
 
     @app.exception_handler(CallerGone)
     async def hung_up(request: Request, error: CallerGone) -> Response:

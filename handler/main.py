@@ -1,5 +1,6 @@
 """The two front doors: `app` for an ASGI server, `handler` for AWS Lambda."""
 
+import os
 import sys
 import warnings
 from typing import Any
@@ -14,6 +15,10 @@ from handler.settings import InvalidSetting, Settings
 refuse_workers()
 try:
     settings = Settings.load()
+    if "AWS_LAMBDA_FUNCTION_NAME" not in os.environ:  # there nobody waits
+        from handler.connections import require
+
+        require(settings.max_waiting)
 except InvalidSetting as error:
     print(f"handler: {error}", file=sys.stderr)
     raise SystemExit(2) from None

@@ -8,6 +8,8 @@ from contextlib import asynccontextmanager
 from types import FrameType
 from typing import Any
 
+from starlette.responses import Response
+
 STARTUP_FAILURE = 3
 """uvicorn's exit status for a worker that cannot start; its supervisor then starts no other."""
 
@@ -42,11 +44,15 @@ def refuse_workers() -> None:
 
 
 @asynccontextmanager
-async def draining(close: Callable[[], None]) -> AsyncIterator[None]:
-    """Call `close` in the event loop on SIGTERM and SIGINT.
+async def serving(
+    close: Callable[[], None], max_waiting: int, rejection: Response
+) -> AsyncIterator[None]:
+    """Bound the server's connections, and call `close` in the event loop on SIGTERM and SIGINT.
 
-    `GRACE` seconds later uvicorn is told to exit, which it does, with status 0, when every call is
-    answered. A second SIGINT is uvicorn's own to handle. No other server's signals are touched.
+    `rejection` is what clients get that find no room beside `max_waiting` others.
+    `GRACE` seconds after the signal uvicorn is told to exit, which it does, with status 0, when
+    every request is answered. A second SIGINT is uvicorn's own to handle.
+    Another server than uvicorn is left as it is. Raises `InvalidSetting`.
     """
     loop = asyncio.get_running_loop()
     interrupt = signal.getsignal(signal.SIGINT)
@@ -58,6 +64,9 @@ async def draining(close: Callable[[], None]) -> AsyncIterator[None]:
         loop.call_soon_threadsafe(loop.call_later, GRACE, setattr, server, "should_exit", True)
 
     if server:
+        from handler.connections import bound  # with uvicorn, which the Lambda function has not
+
+        bound(server.config, max_waiting, rejection)
         signal.signal(signal.SIGINT, stop)
         signal.signal(signal.SIGTERM, stop)
     yield

@@ -2,9 +2,7 @@
 
 import asyncio
 import json
-import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -20,7 +18,7 @@ from tests.support.entry_points import (
     rest_event,
     stamped_by_clock,
 )
-from tests.support.server import LIMIT, PYTHON_M, ROOT, UVICORN, Server, serve
+from tests.support.server import LIMIT, PYTHON_M, UVICORN, Server, run, serve
 
 WORK_SECONDS = 0.15
 COMMANDS = {
@@ -87,19 +85,6 @@ async def test_stop(command: str, signum: signal.Signals) -> None:
             assert refused.body == b'{"detail":"The service is stopping; try again in 1 s."}'
         assert server.process.wait(LIMIT) == 0
         assert time.monotonic() - stopped < 2.9 * turn
-
-
-def run(*command: str, **environ: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        command,
-        cwd=ROOT,
-        env=os.environ | environ,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=LIMIT,
-        check=False,
-    )
 
 
 @pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from types import SimpleNamespace
 
 import pytest
+from starlette.responses import Response
 
-from handler.server import draining, refuse_workers
+from handler.server import refuse_workers, serving
 
 
 class Server:
@@ -15,7 +16,7 @@ class Server:
 
     def __init__(self) -> None:
         self.should_exit = False
-        self.config = SimpleNamespace(workers=1, reload=False)
+        self.config = SimpleNamespace(workers=1, reload=False, http_protocol_class=None)
         self.signals: list[int] = []
 
     def handle_exit(self, signum: int, frame: object) -> None:
@@ -42,7 +43,7 @@ async def test_draining(signum: signal.Signals, server: Server) -> None:
     SIGTERM again changes nothing; SIGINT again is the server's own to handle.
     """
     closed = asyncio.Event()
-    async with draining(closed.set):
+    async with serving(closed.set, 100, Response()):
         signal.raise_signal(signum)
         await closed.wait()
         assert server.signals == []
@@ -80,5 +81,5 @@ async def test_another_server() -> None:
     """Where it is not uvicorn that handles the signals, they are left alone."""
     refuse_workers()
     before = signal.getsignal(signal.SIGTERM)
-    async with draining(pytest.fail):
+    async with serving(pytest.fail, 100, Response()):
         assert signal.getsignal(signal.SIGTERM) is before

@@ -196,16 +196,6 @@ async def test_broken_clients(server: Server) -> None:
     assert_staircase(answers, WORK_SECONDS)
 
 
-async def test_pipelined(server: Server) -> None:
-    """Requests sent ahead on one connection are answered in order, each in a turn of its own."""
-    caller = await Client.connect(server.url)
-    caller.writer.write(3 * b"GET /test HTTP/1.1\r\nHost: test\r\n\r\n")
-    answers = [await caller.read() for _ in range(3)]
-    assert [answer.status for answer in answers] == [200] * 3
-    assert all(b"elapsed" in answer.body for answer in answers)
-    await caller.hang_up()
-
-
 async def test_work_that_fails_at_random() -> None:
     """Where one work in ten fails, its caller gets a 500 and all others the exact step."""
     chance = random.Random(10)

@@ -1,6 +1,7 @@
 """Callers that hold a connection each, below any HTTP client: they can hang up, or misbehave."""
 
 import asyncio
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -64,3 +65,10 @@ async def fence(url: str) -> None:
     """Return once the server has seen all that happened before: it serves sockets in turn."""
     caller = await Client.call(url, "/nothing")
     assert (await caller.answer()).status == 404
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Return once `condition` holds; fail after ten seconds."""
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110 - of what a server keeps there is no event
+            await asyncio.sleep(0)

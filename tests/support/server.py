@@ -1,4 +1,4 @@
-"""A real uvicorn in a process of its own."""
+"""The service in a process of its own."""
 
 import os
 import queue
@@ -71,6 +71,20 @@ def serve(*command: str, **environ: str) -> Iterator[Server]:
             reader.join()
         assert process.stderr
         process.stderr.close()
+
+
+def run(*command: str, **environ: str) -> "subprocess.CompletedProcess[str]":
+    """Run `command` to its end with the settings `environ`; what it prints is in `stdout`."""
+    return subprocess.run(
+        command,
+        cwd=ROOT,
+        env=os.environ | environ,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=LIMIT,
+        check=False,
+    )
 
 
 def free_port() -> int:

@@ -1,0 +1,382 @@
+"""Connections: as many as fit, and what clients do that are slow, greedy or hostile."""
+
+import asyncio
+import errno
+import json
+import resource
+import socket
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from functools import partial
+
+import httpx
+import pytest
+import uvicorn
+from starlette.responses import Response
+
+from handler import connections
+from handler.app import create_app
+from handler.connections import Overflow, raise_limit, require
+from handler.settings import InvalidSetting, Settings
+from tests.support.clients import Client, until
+from tests.support.server import LIMIT, PYTHON_M, UVICORN, run, serve
+
+GET = b"GET /test HTTP/1.1\r\nHost: test\r\n\r\n"
+WORK_SECONDS = 0.2
+
+
+class Service:
+    """A uvicorn in this process, whose work is counted."""
+
+    def __init__(self, max_waiting: int, http: str) -> None:
+        self.worked = 0
+        settings = Settings(work_seconds=WORK_SECONDS, max_waiting=max_waiting)
+        app = create_app(settings, self.work)
+        config = uvicorn.Config(app, port=0, http=http, log_config=None, timeout_keep_alive=0)
+        self.server = uvicorn.Server(config)
+
+    async def work(self, seconds: float) -> None:
+        self.worked += 1
+        await asyncio.sleep(seconds)
+
+    @property
+    def url(self) -> str:
+        [listener] = self.server.servers[0].sockets
+        return f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+    async def connections(self, number: int) -> None:
+        """Return once so many connections are open."""
+        await until(lambda: len(self.server.server_state.connections) == number)
+
+
+@asynccontextmanager
+async def serving(max_waiting: int = 100, http: str = "httptools") -> AsyncIterator[Service]:
+    service = Service(max_waiting, http)
+    serving = asyncio.create_task(service.server.serve())
+    await until(lambda: service.server.started)
+    yield service
+    service.server.should_exit = True
+    await serving
+
+
+@pytest.fixture
+async def service() -> AsyncIterator[Service]:
+    async with serving() as service:
+        yield service
+
+
+@pytest.fixture
+def head_seconds(monkeypatch: pytest.MonkeyPatch) -> float:
+    """Let a connection have less than ten seconds for a request's head."""
+    monkeypatch.setattr(connections, "HEAD_SECONDS", 0.3)
+    return 0.3
+
+
+def limited(soft: int, hard: int, *command: str) -> tuple[str, ...]:
+    """Make `command` run under limits on open files."""
+    return ("sh", "-c", f'ulimit -S -n {soft} && ulimit -H -n {hard} && exec "$@"', "sh", *command)
+
+
+COMMANDS = [PYTHON_M, (*UVICORN, "--loop", "asyncio", "handler.main:app")]
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=["python -m", "uvicorn"])
+async def test_a_crowd_at_a_low_limit(command: tuple[str, ...]) -> None:
+    """At a limit on open files all clients beyond what fits are told so; the log has a line."""
+    settings = {"WORK_SECONDS": "0.5", "MAX_WAITING": "100", "PORT": "0"}
+    with serve(*limited(100, 124, *command), **settings) as server:
+        waiting = [await Client.call(server.url) for _ in range(101)]
+        crowd = [await Client.call(server.url) for _ in range(100)]
+        rejected = [await client.read() for client in crowd]
+        assert {answer.status for answer in rejected} == {503}
+        assert {answer.headers["retry-after"] for answer in rejected} == {"1"}
+        details = {json.loads(answer.body)["detail"] for answer in rejected}
+        assert "Too many connections; try again in 1 s." in details
+        served = await waiting[0].answer()
+        assert served.status == 200
+        for client in (*waiting, *crowd):
+            await client.hang_up()
+        newcomer = await (await Client.call(server.url)).answer()
+        assert newcomer.status in (200, 503)
+        began = time.monotonic()
+        assert server.stop() == 0
+        assert time.monotonic() - began < 2
+    assert sum("Rejecting connections beyond 109" in line for line in server.log) == 1
+    assert not [line for line in server.log if "Traceback" in line]
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=["python -m", "uvicorn"])
+def test_max_waiting_that_does_not_fit(command: tuple[str, ...]) -> None:
+    """More waiting clients than the hard limit allows are a setting that is refused."""
+    done = run(*limited(64, 256, *command), MAX_WAITING="224", PORT="0")
+    assert done.returncode == 2
+    assert done.stdout == (
+        "handler: MAX_WAITING=224: must be below 224 where 256 files may be open: "
+        "lower it, or raise that limit (ulimit -Hn)\n"
+    )
+
+
+async def closed(client: Client) -> bytes:
+    """Return what a client is still sent until its connection is closed."""
+    async with asyncio.timeout(LIMIT):
+        try:
+            return await client.reader.read()
+        except ConnectionResetError:
+            return b""
+        finally:
+            await client.hang_up()
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET /te", GET[:-2]], ids=["nothing", "a line", "a head"])
+async def test_half_a_request(sent: bytes, service: Service, head_seconds: float) -> None:
+    """Who connects and sends no whole head is cut off, and others are served meanwhile."""
+    began = time.monotonic()
+    client = await Client.connect(service.url)
+    client.writer.write(sent)
+    assert (await (await Client.call(service.url)).answer()).status == 200
+    assert await closed(client) == b""
+    assert time.monotonic() - began >= head_seconds
+
+
+async def test_after_a_response(service: Service, head_seconds: float) -> None:
+    """The next request on a connection has as long again, however short uvicorn's keep-alive is."""
+    client = await Client.call(service.url)
+    for _ in range(2):
+        assert (await client.read()).status == 200
+        await asyncio.sleep(head_seconds / 2)
+        client.writer.write(GET)
+    assert (await client.read()).status == 200
+    assert await closed(client) == b""
+
+
+async def test_slow_clients(service: Service, head_seconds: float) -> None:
+    """Heads that come in three pieces, late but in time, are served."""
+    clients = [await Client.connect(service.url) for _ in range(5)]
+    for piece in (GET[:9], GET[9:20], GET[20:]):
+        for client in clients:
+            client.writer.write(piece)
+        await asyncio.sleep(head_seconds / 4)
+    answers = await asyncio.gather(*(client.answer() for client in clients))
+    assert [answer.status for answer in answers] == [200] * 5
+
+
+def head(*headers: str, path: str = "/test") -> bytes:
+    """Make a request's head."""
+    return "\r\n".join([f"GET {path} HTTP/1.1", "Host: test", *headers, "", ""]).encode()
+
+
+CHUNKS = 99 * (b"2710\r\n" + 10_000 * b"x" + b"\r\n")
+
+HONEST = {
+    "many headers": head(*(f"X-{n}: x" for n in range(99))),
+    "a long header": head(f"X: {'x' * 60_000}"),
+    "a long query": head(path=f"/test?{'x' * 60_000}"),
+    "a body": head("Content-Length: 1000000") + b"x" * 1_000_000,
+    "a body in chunks": head("Transfer-Encoding: chunked") + CHUNKS + b"0\r\n\r\n",
+    "a trailer": head("Transfer-Encoding: chunked") + b"0\r\nX: x\r\n\r\n",
+    "HTTP/1.0": b"GET /test HTTP/1.0\r\n\r\n",
+    "100-continue": head("Expect: 100-continue", "Content-Length: 1") + b"x",
+    "h2c": head("Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAMAAABk"),
+    "closing": head("Connection: close"),
+}
+
+
+@pytest.mark.parametrize("request_", HONEST.values(), ids=HONEST)
+async def test_honest_requests(request_: bytes, service: Service) -> None:
+    """Whatever HTTP allows is served, within bounds that are far away."""
+    client = await Client.connect(service.url)
+    client.writer.write(request_)
+    assert (await client.answer()).status == 200
+
+
+@pytest.mark.parametrize("path", ["/test", "/nothing"])
+async def test_a_slow_body(path: str, service: Service, head_seconds: float) -> None:
+    """A body may come slowly while its request waits; the rest of it is soon cut after that."""
+    waited_for = await Client.call(service.url)
+    client = await Client.call(service.url, path, "Content-Length: 1000\r\n")
+    answer = asyncio.create_task(client.read())
+    while not answer.done():
+        client.writer.write(b"x")
+        await asyncio.sleep(head_seconds / 10)
+    assert (await answer).status == {"/test": 200, "/nothing": 404}[path]
+    assert await closed(client) == b""
+    await waited_for.answer()
+
+
+GREEDY = {
+    "too many headers": (head(*(f"X-{n}: x" for n in range(100))), b""),
+    "a head too long": (head(*(f"X-{n}: {'x' * 20_000}" for n in range(4))), b""),
+    "a target too long": (head(path=f"/test?{'x' * 70_000}"), b""),
+    "endless headers": (head()[:-2], b"X: x\r\n" * 1000),
+    "an endless header": (head()[:-2] + b"X: ", b"x" * 10_000),
+    "an endless name": (head()[:-2], b"x" * 10_000),
+    "no HTTP": (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n", b""),
+}
+
+
+@pytest.mark.parametrize(("start", "more"), GREEDY.values(), ids=GREEDY)
+async def test_greedy_heads(start: bytes, more: bytes, service: Service) -> None:
+    """A head that is too long, or no head, gets a 400, and is closed when the client has read."""
+    client = await Client.connect(service.url)
+    client.writer.write(start)
+    sent = len(start)
+    answer = asyncio.create_task(client.read())
+    while more and not answer.done():
+        client.writer.write(more)
+        await client.writer.drain()
+        sent += len(more)
+        assert sent < 2**22
+    assert (await answer).status == 400
+    assert (await answer).headers["connection"] == "close"
+    await client.hang_up()
+    await service.connections(0)
+
+
+ENDLESS = {
+    "trailers": (head("Transfer-Encoding: chunked") + b"0\r\n", b"X: x\r\n" * 1000),
+    "a trailer": (head("Transfer-Encoding: chunked") + b"0\r\nX: ", b"x" * 10_000),
+    "a chunk's extension": (head("Transfer-Encoding: chunked") + b"1;", b"x" * 10_000),
+    "requests ahead": (GET, 100 * GET),
+}
+
+
+@pytest.mark.parametrize(("start", "more"), ENDLESS.values(), ids=ENDLESS)
+async def test_endless_ends(start: bytes, more: bytes, service: Service) -> None:
+    """What goes on for ever after a head is not kept: the request is answered, and that is all."""
+    before = service.server.server_state.total_requests
+    client = await Client.connect(service.url)
+    client.writer.write(start)
+    answer = asyncio.create_task(client.read())
+    while not answer.done():
+        client.writer.write(more)
+        await asyncio.sleep(0)
+    assert (await answer).status == 200
+    assert (await answer).headers["connection"] == "close"
+    await client.hang_up()
+    await service.connections(0)
+    assert service.server.server_state.total_requests == before + 1
+    assert service.worked == 1
+
+
+@pytest.mark.parametrize("later", [False, True], ids=["in a packet", "in a later packet"])
+async def test_ghosts(later: bool, service: Service) -> None:
+    """A client that leaves is noticed, however many requests it had sent ahead."""
+    running = await Client.call(service.url)
+    ghosts = [await Client.call(service.url) for _ in range(50)]
+    await service.connections(51)
+    for ghost in ghosts:
+        ghost.writer.write(GET if later else b"")
+        await ghost.writer.drain()
+    for ghost in ghosts:
+        await ghost.hang_up()
+    after = await (await Client.call(service.url)).answer()
+    assert json.loads(after.body)["elapsed"] < 2 * WORK_SECONDS + 0.1
+    assert service.worked == 2
+    await running.answer()
+
+
+async def test_requests_ahead(service: Service) -> None:
+    """Of three requests in a packet the first is answered, and the connection closed."""
+    client = await Client.connect(service.url)
+    client.writer.write(3 * GET)
+    assert (await client.read()).status == 200
+    assert await closed(client) == b""
+    assert service.worked == 1
+
+
+async def test_nothing_is_read(service: Service) -> None:
+    """Who asks again and again and never reads is cut off when the kernel's buffers are full."""
+    with socket.socket() as greedy:
+        greedy.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+        greedy.connect(("127.0.0.1", httpx.URL(service.url).port))
+        greedy.setblocking(False)
+        await service.connections(1)
+        state = service.server.server_state
+        for request in range(10_000):
+            with suppress(ConnectionError):
+                await asyncio.get_running_loop().sock_sendall(greedy, head(path="/openapi.json"))
+            await until(
+                partial(lambda n: state.total_requests > n or not state.connections, request)
+            )
+            if not state.connections:
+                break
+        assert 10 < state.total_requests < 9_000
+
+
+async def test_stop_with_connections_open() -> None:
+    """Told to stop, it ends within a turn, whatever connections are open."""
+    async with serving() as service:
+        clients = [await Client.connect(service.url) for _ in range(4)]
+        clients[1].writer.write(b"GET /te")
+        clients[2].writer.write(3 * GET)
+        clients[3].writer.write(b"\r\n")
+        await service.connections(4)
+        began = time.monotonic()
+    assert time.monotonic() - began < WORK_SECONDS + 0.5
+    for client in clients:
+        await closed(client)
+
+
+async def test_another_protocol() -> None:
+    """Where uvicorn is given another protocol, that is what serves."""
+    async with serving(http="h11") as service:
+        assert (await (await Client.call(service.url)).answer()).status == 200
+
+
+async def test_other_errors(caplog: pytest.LogCaptureFixture) -> None:
+    """An error that is not for want of descriptors goes where it would have gone."""
+    loop = asyncio.get_running_loop()
+    broken = {"message": "broken", "exception": OSError(errno.EMFILE, "no socket")}
+    Overflow(1, Response())
+    loop.call_exception_handler(broken)
+    assert "broken" in caplog.text
+    handled: list[object] = []
+    loop.set_exception_handler(lambda loop, context: handled.append(context))
+    Overflow(1, Response())
+    loop.call_exception_handler(broken)
+    assert handled == [broken]
+
+
+@pytest.fixture
+def limits(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """Replace the limits on open files; they are the last of the list."""
+    limits = [(256, 4096)]
+
+    def set_limits(kind: int, new: tuple[int, int]) -> None:
+        if new[0] > limits[0][1] >= 0 or new[0] == resource.RLIM_INFINITY != limits[0][0]:
+            raise ValueError("not allowed to raise maximum limit")
+        limits.append(new)
+
+    monkeypatch.setattr(resource, "setrlimit", set_limits)
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: limits[-1])
+    return limits
+
+
+def test_raise_limit(limits: list[tuple[int, int]]) -> None:
+    """The soft limit becomes the hard one, or what macOS takes where there is no hard one."""
+    assert raise_limit() == 4096
+    assert limits[-1] == (4096, 4096)
+    limits[:] = [(256, resource.RLIM_INFINITY)]
+    assert raise_limit() == 10240
+    limits[:] = [(resource.RLIM_INFINITY, resource.RLIM_INFINITY)]
+    assert raise_limit() == 10240
+
+
+@pytest.mark.parametrize(("hard", "fit"), [(124, 109), (256, 224), (1024, 960), (20_000, 19_936)])
+def test_require(hard: int, fit: int, limits: list[tuple[int, int]]) -> None:
+    """An eighth of the descriptors, 64 at most, is left; the rest must do for all who wait."""
+    limits[:] = [(64, hard)]
+    assert require(fit - 1) == fit
+    with pytest.raises(InvalidSetting, match=f"={fit}: must be below {fit} where {hard} files"):
+        require(fit)
+
+
+@pytest.mark.virtual_time
+async def test_log_once_a_minute(caplog: pytest.LogCaptureFixture) -> None:
+    """However many are rejected, the log has a line about it once a minute."""
+    overflow = Overflow(7, Response())
+    for _ in range(130):
+        overflow.log()
+        await asyncio.sleep(1)
+    assert caplog.text.count("Rejecting connections beyond 7: ") == 3
