@@ -1,19 +1,46 @@
 """The five settings and their bounds."""
 
 import os
-from collections.abc import Mapping
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from ipaddress import ip_address
 from pathlib import Path
-from typing import Self
+from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 
 DOTENV = Path(__file__).parent.parent / ".env"
 """The `.env` beside the README."""
 
+_LABEL = re.compile(r"(?!-)[a-zA-Z0-9_-]{1,63}(?<!-)")
+
 
 class InvalidSetting(Exception):
     """Raised when a setting cannot be used; names it, its value and what is allowed."""
+
+
+@contextmanager
+def exit_if_invalid() -> Iterator[None]:
+    """Exit with status 2 and one line on stderr when the body raises `InvalidSetting`."""
+    try:
+        yield
+    except InvalidSetting as error:
+        print(f"handler: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def _host(value: str) -> str:
+    """Return `value` if it can be a host's name or address; raises `ValueError`."""
+    with suppress(ValueError):
+        ip_address(value)
+        return value
+    labels = value.encode("idna").decode().removesuffix(".").split(".")
+    if len(value) > 253 or not all(map(_LABEL.fullmatch, labels)):
+        raise ValueError
+    return value
 
 
 class Settings(BaseModel):
@@ -21,8 +48,8 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, alias_generator=str.upper, validate_by_name=True)
 
-    hostname: str = Field(
-        default="localhost", min_length=1, description="a host name or IP address"
+    hostname: Annotated[str, AfterValidator(_host)] = Field(
+        default="localhost", description="a host name or IP address"
     )
     port: int = Field(default=8000, ge=0, le=65535, description="a whole number from 0 to 65535")
     work_seconds: float = Field(
@@ -32,11 +59,17 @@ class Settings(BaseModel):
     trust_request_start: bool = Field(default=False, description="true or false")
 
     @classmethod
-    def load(cls, environ: Mapping[str, str] = os.environ, dotenv: Path = DOTENV) -> Self:
-        """Read the settings: the environment goes before the file `dotenv`, which need not exist.
+    def load(cls) -> Self:
+        """As `read`; exits with status 2 and one line, as argparse does, when it is invalid."""
+        with exit_if_invalid():
+            return cls.read()
+
+    @classmethod
+    def read(cls, environ: Mapping[str, str] = os.environ, dotenv: Path = DOTENV) -> Self:
+        """Read the settings; the environment takes precedence over the file `dotenv`.
 
         `HOSTNAME` is read from the file alone, since shells and containers export it as the
-        machine's own name.
+        machine's own name. The file need not exist.
         Raises `InvalidSetting`.
         """
         given = _read(dotenv) | {name: environ[name] for name in environ if name != "HOSTNAME"}
@@ -53,12 +86,13 @@ def _explain(problem: ErrorDetails) -> str:
 
 
 def _read(dotenv: Path) -> dict[str, str | None]:
-    if not dotenv.is_file():
-        return {}
-    # Imported only where there is a file to read: the Lambda function has none.
-    from dotenv import dotenv_values
-
     try:
-        return dict(dotenv_values(dotenv))
+        with dotenv.open(encoding="utf-8") as stream:
+            # Imported only where there is a file to read: the Lambda function has none.
+            from dotenv import dotenv_values
+
+            return dict(dotenv_values(stream=stream))
+    except FileNotFoundError:
+        return {}
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidSetting(f"{dotenv}: must be a readable UTF-8 file: {error}") from None

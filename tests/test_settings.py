@@ -1,6 +1,8 @@
 """The settings and their bounds."""
 
 import logging
+import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ SAMPLE = Path(__file__).parent.parent / ".env.sample"
 
 
 def load(**environ: str) -> Settings:
-    return Settings.load(environ, NOWHERE)
+    return Settings.read(environ, NOWHERE)
 
 
 def test_defaults() -> None:
@@ -21,14 +23,14 @@ def test_defaults() -> None:
         "hostname": "localhost",
         "port": 8000,
         "work_seconds": 3.0,
-        "max_waiting": 1000,
+        "max_waiting": 100,
         "trust_request_start": False,
     }
 
 
 def test_sample() -> None:
     """The sample lists every setting, each with its default."""
-    assert Settings.load({}, SAMPLE) == load()
+    assert Settings.read({}, SAMPLE) == load()
     variables = [line.partition("=")[0] for line in SAMPLE.read_text().splitlines() if "=" in line]
     assert variables == [name.upper() for name in Settings.model_fields]
 
@@ -49,7 +51,7 @@ def test_dotenv(tmp_path: Path) -> None:
     """A `.env` is read, HOSTNAME included; the environment goes before it."""
     dotenv = tmp_path / ".env"
     dotenv.write_text("HOSTNAME=0.0.0.0\nPORT=9000\nWORK_SECONDS=1\nOTHER=ignored\n")
-    settings = Settings.load({"HOSTNAME": "box", "PORT": "9001"}, dotenv)
+    settings = Settings.read({"HOSTNAME": "box", "PORT": "9001"}, dotenv)
     assert settings == Settings(hostname="0.0.0.0", port=9001, work_seconds=1)
 
 
@@ -74,12 +76,42 @@ def test_invalid(variable: str, values: list[str], allowed: str) -> None:
         assert str(refusal.value) == f"{variable}={value!r}: must be {allowed}"
 
 
-def test_invalid_hostname(tmp_path: Path) -> None:
-    """An empty HOSTNAME in `.env` is refused."""
+@pytest.mark.parametrize(
+    "name",
+    ["", "a..b", ".", "a b", "-a", "a-.b", "x" * 64, "x." * 127 + "x", "[::1]", "a/b", "a:1"],
+)
+def test_invalid_hostname(name: str, tmp_path: Path) -> None:
+    """What cannot be a host's name is refused in `.env`, in one line."""
     dotenv = tmp_path / ".env"
-    dotenv.write_text("HOSTNAME=\n")
-    with pytest.raises(InvalidSetting, match="HOSTNAME='': must be a host name or IP address"):
-        Settings.load({}, dotenv)
+    dotenv.write_text(f"HOSTNAME='{name}'\n")
+    with pytest.raises(InvalidSetting) as refusal:
+        Settings.read({}, dotenv)
+    assert str(refusal.value) == f"HOSTNAME={name!r}: must be a host name or IP address"
+
+
+@pytest.mark.parametrize(
+    "name", ["0.0.0.0", "::1", "fe80::1%eth0", "a-b.example.", "bücher", "a_b"]
+)
+def test_hostname(name: str, tmp_path: Path) -> None:
+    """Names and addresses of both kinds are taken as they are."""
+    dotenv = tmp_path / ".env"
+    dotenv.write_text(f"HOSTNAME={name}\n", encoding="utf-8")
+    assert Settings.read({}, dotenv).hostname == name
+
+
+def test_dotenv_that_is_a_pipe(tmp_path: Path) -> None:
+    """A named pipe, as of a password manager, is read."""
+    dotenv = tmp_path / ".env"
+    os.mkfifo(dotenv)
+    with ThreadPoolExecutor() as writer:
+        writer.submit(dotenv.write_text, "PORT=9000\n")
+        assert Settings.read({}, dotenv).port == 9000
+
+
+def test_dotenv_that_is_a_folder(tmp_path: Path) -> None:
+    """A folder is refused by its name."""
+    with pytest.raises(InvalidSetting, match=r"must be a readable UTF-8 file: .*Is a directory"):
+        Settings.read({}, tmp_path)
 
 
 def test_several_invalid() -> None:
@@ -97,10 +129,10 @@ def test_dotenv_without_a_value(tmp_path: Path, caplog: pytest.LogCaptureFixture
     dotenv = tmp_path / ".env"
     dotenv.write_text("PORT\n")
     with pytest.raises(InvalidSetting, match="PORT=None: must be a whole number"):
-        Settings.load({}, dotenv)
+        Settings.read({}, dotenv)
     dotenv.write_text("PORT: 9000\n")
     with caplog.at_level(logging.WARNING):
-        assert Settings.load({}, dotenv) == load()
+        assert Settings.read({}, dotenv) == load()
     assert "could not parse statement starting at line 1" in caplog.text
 
 
@@ -109,4 +141,4 @@ def test_dotenv_that_is_not_text(tmp_path: Path) -> None:
     dotenv = tmp_path / ".env"
     dotenv.write_bytes(b"PORT=\xff\n")
     with pytest.raises(InvalidSetting, match=r"\.env: must be a readable UTF-8 file: .*0xff"):
-        Settings.load({}, dotenv)
+        Settings.read({}, dotenv)

@@ -68,7 +68,7 @@ def test_settings(function: dict[str, Any]) -> None:
     work_seconds = template.source()["Parameters"]["WorkSeconds"]
     assert work_seconds["Default"] == Settings().work_seconds
     for allowed in work_seconds["AllowedValues"]:
-        Settings.load({"WORK_SECONDS": str(allowed)})
+        Settings.read({"WORK_SECONDS": str(allowed)})
 
 
 PAUSE = 0.3
