@@ -1,9 +1,9 @@
-"""The app: the work, the one route, and what can go wrong on it."""
+"""The app: the one route, its responses and what can go wrong."""
 
 import asyncio
+import logging
 import math
-from collections.abc import Awaitable, Callable
-from functools import partial
+import time
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -14,11 +14,15 @@ from starlette.types import Receive, Scope, Send
 
 from handler.arrival import arrival
 from handler.gate import CallerGone, Gate, GateClosed, GateFull
-from handler.server import serving
+from handler.server import serving, unfit
 from handler.settings import Settings
+from handler.work import work as default_work
+from handler.worker import Work, do
 
 CLIENT_CLOSED_REQUEST = 499
-"""nginx's status for a caller that hung up; only the access log sees it."""
+"""nginx's status for a client that disconnected: there is no one to see it."""
+
+logger = logging.getLogger("uvicorn.error")
 
 
 class Answer(BaseModel):
@@ -35,19 +39,25 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
 }
 
 
-async def work(seconds: float) -> None:
-    """Do the useful work: today, sleep for `seconds`."""
-    await asyncio.sleep(seconds)
-
-
 async def disconnected(receive: Receive) -> None:
     """Return when the caller has hung up; its request's body is read and dropped."""
     while (await receive())["type"] != "http.disconnect":
         pass
 
 
-def create_app(settings: Settings, work: Callable[[float], Awaitable[None]] = work) -> FastAPI:
-    """Make the service, with a gate of its own; `work` is called with a turn's seconds."""
+def log_disconnect(request: Request, waited: float, begun: bool) -> None:
+    """Log a request that ends without a response: the access log has only the others."""
+    logger.info(
+        '%s - "GET %s" disconnected after waiting %.3f s; its turn had %s',
+        ":".join(map(str, request.client or ())),
+        request.url.path,
+        waited,
+        "begun" if begun else "not begun",
+    )
+
+
+def create_app(settings: Settings, work: Work = default_work) -> FastAPI:
+    """Make the service around `work`, with a gate of its own."""
     gate = Gate(settings.work_seconds, settings.max_waiting)
 
     def refusal(reason: str, **headers: str) -> Response:
@@ -67,13 +77,19 @@ def create_app(settings: Settings, work: Callable[[float], Awaitable[None]] = wo
                 raise GateFull
             await super().handle(scope, receive, send)
 
-    app = FastAPI(
+    class Service(FastAPI):
+        async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+            if scope["type"] == "lifespan" and (reason := unfit(settings)):
+                await receive()
+                await send({"type": "lifespan.startup.failed", "message": reason})
+            else:
+                await super().__call__(scope, receive, send)
+
+    app = Service(
         title="One at a time",
         description="Does the work of one call after the other, in order of arrival.",
         lifespan=lambda app: serving(
-            gate.close,
-            settings.max_waiting,
-            refusal("Too many connections", Connection="close"),
+            gate.close, settings, refusal("Too many connections", Connection="close")
         ),
     )
 
@@ -85,8 +101,16 @@ def create_app(settings: Settings, work: Callable[[float], Awaitable[None]] = wo
         arrived = arrival(
             request.headers.get("x-request-start") if settings.trust_request_start else None
         )
-        async with gate.turn(arrived, partial(disconnected, request.receive)) as turn:
-            await work(settings.work_seconds)
+        turn = None
+        gone = asyncio.create_task(disconnected(request.receive))
+        try:
+            async with gate.turn(arrived, gone) as turn:
+                await do(work, settings.work_seconds)
+        finally:
+            if gone.done():
+                waited = (turn.began if turn else time.monotonic()) - arrived
+                log_disconnect(request, waited, begun=turn is not None)
+            gone.cancel()
         response.headers["Server-Timing"] = (
             f"queue;dur={1e3 * (turn.began - turn.arrived):.3f}, "
             f"work;dur={1e3 * (turn.ended - turn.began):.3f}"

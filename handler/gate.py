@@ -6,7 +6,7 @@ All times are seconds on one monotonic clock, which is handed in.
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from math import inf
@@ -25,7 +25,10 @@ class GateFull(Exception):
 
 
 class GateClosed(Exception):
-    """Raised when the gate closed before the caller's turn; its place in line is free."""
+    """Raised when the gate closed before the caller's turn, or its turn was then cancelled.
+
+    Its place is free.
+    """
 
 
 class CallerGone(Exception):
@@ -96,17 +99,16 @@ class Gate:
         return not self._closed and self.waiting + self._lock.locked() > self._max_waiting
 
     @asynccontextmanager
-    async def turn(
-        self, arrived: float, gone: Callable[[], Awaitable[object]]
-    ) -> AsyncIterator[Turn]:
+    async def turn(self, arrived: float, gone: asyncio.Future[None]) -> AsyncIterator[Turn]:
         """Wait in line, then hold the gate for the body and until its answer is exact.
 
         `arrived` is when the call arrived, in seconds on the gate's clock.
-        `gone` returns when the caller has left; it is awaited only while the caller is in line.
+        `gone` is done when the caller has left, which is of interest only while it is in line.
         The turn is complete, and its `elapsed` is the answer, once the context is left.
 
         Raises `GateFull` at once when the line is full, and `GateClosed` or `CallerGone` when
-        the gate is closed or the caller leaves before the turn begins.
+        the gate is closed or the caller leaves before the turn begins; `GateClosed`, too, when
+        the body is cancelled after the gate was closed.
         A caller that is cancelled in line loses its place; one whose body raises, or is
         cancelled inside, gives the gate to the next at once and leaves no answer behind.
         """
@@ -121,32 +123,36 @@ class Gate:
             turn = Turn(arrived, began=self._clock())
             yield turn
             await self._complete(turn)
+        except asyncio.CancelledError:
+            if self._closed:
+                raise GateClosed from None
+            raise
         finally:
             self._lock.release()
 
     def close(self) -> None:
         """Send away those in line and take no one more; who is inside finishes."""
         self._closed = True
-        for place in self._line:
-            _give_up(place)
+        for place in self._line.copy():
+            self._send_away(place)
 
-    async def _wait(self, gone: Callable[[], Awaitable[object]]) -> None:
-        async def watch() -> None:
-            await gone()
-            _give_up(place)
-
+    async def _wait(self, gone: asyncio.Future[None]) -> None:
         # The lock is fair, and passes the gate on when one it was just granted to is cancelled.
         try:
             async with asyncio.timeout(None) as place:
                 self._line.add(place)
-                watcher = asyncio.create_task(watch())
+                gone.add_done_callback(lambda _: self._send_away(place))
                 try:
                     await self._lock.acquire()
                 finally:
-                    watcher.cancel()
                     self._line.discard(place)
         except TimeoutError:
             raise (GateClosed if self._closed else CallerGone) from None
+
+    def _send_away(self, place: asyncio.Timeout) -> None:
+        if place in self._line:
+            self._line.discard(place)
+            place.reschedule(-inf)
 
     async def _complete(self, turn: Turn) -> None:
         # A loop's timers may end early, and an answer's elapsed is measured from its own arrival:
@@ -165,8 +171,3 @@ class Gate:
             await asyncio.sleep(short)
         turn.ended = now
         self._last = turn
-
-
-def _give_up(place: asyncio.Timeout) -> None:
-    if not place.expired():  # one that has expired cannot be rescheduled
-        place.reschedule(-inf)

@@ -1,7 +1,6 @@
 """The two front doors: `app` for an ASGI server, `handler` for AWS Lambda."""
 
 import os
-import sys
 import warnings
 from typing import Any
 
@@ -9,19 +8,14 @@ from mangum import Mangum
 from mangum.types import LambdaContext, LambdaEvent
 
 from handler.app import create_app
-from handler.server import refuse_workers
-from handler.settings import InvalidSetting, Settings
+from handler.settings import Settings, exit_if_invalid
 
-refuse_workers()
-try:
+with exit_if_invalid():
     settings = Settings.load()
     if "AWS_LAMBDA_FUNCTION_NAME" not in os.environ:  # there nobody waits
         from handler.connections import require
 
         require(settings.max_waiting)
-except InvalidSetting as error:
-    print(f"handler: {error}", file=sys.stderr)
-    raise SystemExit(2) from None
 
 app = create_app(settings)
 with warnings.catch_warnings():

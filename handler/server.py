@@ -1,17 +1,26 @@
-"""uvicorn, where it is what serves: one worker, or none; told to stop, it first drains."""
+"""The server around the app: one process; uvicorn, where it is that, drains on SIGTERM."""
 
 import asyncio
+import os
 import signal
-import sys
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+import socket
+import stat
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, suppress
 from types import FrameType
 from typing import Any
 
 from starlette.responses import Response
 
-STARTUP_FAILURE = 3
-"""uvicorn's exit status for a worker that cannot start; its supervisor then starts no other."""
+from handler.settings import InvalidSetting, Settings
+
+try:
+    import fcntl
+except ImportError:  # pragma: no cover
+    fcntl = None  # type: ignore[assignment]  # Windows
+
+HANG_SECONDS = 10
+"""Seconds for which work may go on beyond a turn when it is told to stop, until it is cancelled."""
 
 GRACE = 0.25
 """Seconds for which a server that is told to stop goes on accepting connections, to refuse them.
@@ -23,50 +32,107 @@ The rest of a burst that is arriving is told to come again, where it would meet 
 def uvicorn_server() -> Any:
     """Return the uvicorn server that runs in this process, or None.
 
-    It is found by its handler of SIGINT, a method that it installs before it imports the app.
+    It is found by its handler of SIGINT, which is a method of it.
     """
     server = getattr(signal.getsignal(signal.SIGINT), "__self__", None)
     return server if hasattr(server, "should_exit") else None
 
 
-def refuse_workers() -> None:
-    """Exit with `STARTUP_FAILURE` and one line when this process is one of several workers."""
-    server = uvicorn_server()
-    # With --reload uvicorn starts one, whatever number it was given.
-    if server and server.config.workers > 1 and not server.config.reload:
-        workers = server.config.workers
-        print(
-            f"handler: {workers} workers would work on {workers} calls at a time; "
-            "start one: --workers 1, and no WEB_CONCURRENCY",
-            file=sys.stderr,
+def unfit(settings: Settings) -> str | None:
+    """Return why a server in this process could not keep the promises, in a line, or None."""
+    if uvicorn_server():
+        from handler.connections import require
+
+        try:
+            require(settings.max_waiting)
+        except InvalidSetting as error:
+            return f"handler: {error}"
+    if not is_only_process():
+        return (
+            "handler: refusing to start a second process on one socket: they would process several "
+            "requests at once; start one worker (--workers 1, and unset WEB_CONCURRENCY)"
         )
-        raise SystemExit(STARTUP_FAILURE)
+    return None
+
+
+def is_only_process() -> bool:
+    """Return whether no other process that called this shares a listening socket with this one.
+
+    A worker inherits the bound socket, by fork or by spawn, whichever server started it. POSIX
+    locks belong to a process and a file: one of all that share the socket gets its lock, and
+    keeps it until it exits, or closes a descriptor of that socket.
+    """
+    if fcntl is None:  # pragma: no cover
+        return True
+    for descriptor in bound_sockets():
+        try:
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError:  # pragma: no cover
+            pass  # a system that locks no sockets
+    return True
+
+
+def bound_sockets() -> Iterator[int]:
+    """Yield the descriptors of this process's stream sockets that can listen, or do."""
+    for name in os.listdir("/dev/fd"):
+        with suppress(OSError):  # the listing's own descriptor is closed by now
+            if not stat.S_ISSOCK(os.fstat(int(name)).st_mode):
+                continue
+            inherited = socket.socket(fileno=int(name))
+            try:
+                address = inherited.getsockname()
+                is_bound = address[1] if isinstance(address, tuple) else address
+                if (
+                    is_bound
+                    and inherited.type == socket.SOCK_STREAM
+                    and not is_connected(inherited)
+                ):
+                    yield int(name)
+            finally:
+                inherited.detach()
+
+
+def is_connected(connection: socket.socket) -> bool:
+    try:
+        connection.getpeername()
+    except OSError:
+        return False
+    return True
 
 
 @asynccontextmanager
 async def serving(
-    close: Callable[[], None], max_waiting: int, rejection: Response
+    close: Callable[[], None], settings: Settings, rejection: Response
 ) -> AsyncIterator[None]:
     """Bound the server's connections, and call `close` in the event loop on SIGTERM and SIGINT.
 
-    `rejection` is what clients get that find no room beside `max_waiting` others.
+    `rejection` is what clients get for whose connections there is no room.
     `GRACE` seconds after the signal uvicorn is told to exit, which it does, with status 0, when
-    every request is answered. A second SIGINT is uvicorn's own to handle.
-    Another server than uvicorn is left as it is. Raises `InvalidSetting`.
+    every request is answered; what goes on a turn and `HANG_SECONDS` later is cancelled, unless
+    uvicorn was told when (`--timeout-graceful-shutdown`). A second SIGINT cancels it at once.
+    Another server than uvicorn is left as it is.
     """
     loop = asyncio.get_running_loop()
-    interrupt = signal.getsignal(signal.SIGINT)
     server = uvicorn_server()
 
     def stop(signum: int, frame: FrameType | None) -> None:
-        signal.signal(signal.SIGINT, interrupt)
+        signal.signal(signal.SIGINT, force)
         loop.call_soon_threadsafe(close)
         loop.call_soon_threadsafe(loop.call_later, GRACE, setattr, server, "should_exit", True)
+
+    def force(signum: int, frame: FrameType | None) -> None:
+        server.handle_exit(signum, frame)
+        for task in server.server_state.tasks:
+            loop.call_soon_threadsafe(task.cancel)
 
     if server:
         from handler.connections import bound  # with uvicorn, which the Lambda function has not
 
-        bound(server.config, max_waiting, rejection)
+        bound(server.config, settings.max_waiting, rejection)
+        if server.config.timeout_graceful_shutdown is None:
+            server.config.timeout_graceful_shutdown = settings.work_seconds + HANG_SECONDS
         signal.signal(signal.SIGINT, stop)
         signal.signal(signal.SIGTERM, stop)
     yield

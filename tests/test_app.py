@@ -1,6 +1,9 @@
 """The app: its one route, called in this process."""
 
 import asyncio
+import logging
+import re
+import time
 from itertools import count
 from unittest.mock import AsyncMock
 
@@ -8,8 +11,9 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from handler.app import create_app, work
+from handler.app import create_app
 from handler.settings import Settings
+from handler.worker import Work
 from tests.support.entry_points import burst, calling, request_start
 
 WORK_SECONDS = 0.1
@@ -83,28 +87,41 @@ async def test_work() -> None:
     assert [call.args for call in work.await_args_list] == [(WORK_SECONDS,)] * 3
 
 
-@pytest.mark.virtual_time
-async def test_default_work() -> None:
-    """The work is a sleep, for the seconds that are given."""
-    began = asyncio.get_running_loop().time()
-    await work(WORK_SECONDS)
-    assert asyncio.get_running_loop().time() - began == pytest.approx(WORK_SECONDS, rel=0.01)
-
-
-async def test_failure() -> None:
+@pytest.mark.parametrize("sleep", [asyncio.sleep, time.sleep])
+async def test_failure(sleep: Work) -> None:
     """When the work fails its caller gets a 500 that reveals nothing, and the next is served."""
     calls = count()
 
-    async def fail_first(seconds: float) -> None:
+    def fail_first(seconds: float) -> object:
         if next(calls) == 0:
             raise ZeroDivisionError("the secret reason")
-        await asyncio.sleep(seconds)
+        return sleep(seconds)
 
     failed, served = await burst(calling(create_app(SETTINGS, fail_first)), 2)
     assert failed.status_code == 500
     assert failed.json() == {"detail": "Internal Server Error"}
     assert served.status_code == 200
     assert served.json()["elapsed"] < 2 * WORK_SECONDS
+
+
+@pytest.mark.parametrize("begun", [False, True])
+async def test_disconnect_is_logged(begun: bool, caplog: pytest.LogCaptureFixture) -> None:
+    """A request that ends without a response is a line of the log; the others are none."""
+    client = calling(app := create_app(SETTINGS))
+    served = asyncio.create_task(client.get("/test"))
+    await asyncio.sleep(WORK_SECONDS / 2)
+    if begun:
+        await served
+    receive = AsyncMock(return_value={"type": "http.disconnect"})
+    with caplog.at_level(logging.INFO, "uvicorn.error"):
+        await app(SCOPE | {"client": ("1.2.3.4", 5)}, receive, AsyncMock())
+        await served
+    [line] = [record.getMessage() for record in caplog.records]
+    had = "begun" if begun else "not begun"
+    assert re.fullmatch(
+        rf'1\.2\.3\.4:5 - "GET /test" disconnected after waiting 0\.0\d\d s; its turn had {had}',
+        line,
+    )
 
 
 async def test_hang_up(app: FastAPI, client: httpx.AsyncClient) -> None:

@@ -1,7 +1,7 @@
 """The gate, on virtual time."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from functools import partial
 from itertools import accumulate, chain, pairwise, repeat
 from math import inf, nextafter, ulp
@@ -28,8 +28,10 @@ SECONDS = 3.0
 SOON = 1e-3
 """Virtual seconds in which all that is ready gets done."""
 
-stays: Callable[[], Awaitable[object]] = asyncio.Future
-"""What a caller that does not leave has for `gone`."""
+
+def stays() -> asyncio.Future[None]:
+    """Return what a caller that does not leave has for `gone`."""
+    return asyncio.get_running_loop().create_future()
 
 
 class Rig:
@@ -48,12 +50,12 @@ class Rig:
         self,
         name: str,
         work: Callable[[], Coroutine[Any, Any, object]] | None = None,
-        gone: Callable[[], Awaitable[object]] = stays,
+        gone: asyncio.Future[None] | None = None,
     ) -> asyncio.Task[Turn]:
         """Start a caller, that works by sleeping unless told otherwise."""
 
         async def call() -> Turn:
-            async with self.gate.turn(self.clock(), gone) as turn:
+            async with self.gate.turn(self.clock(), gone or stays()) as turn:
                 assert not self.inside, f"{name} came in beside {self.inside}"
                 self.inside.add(name)
                 try:
@@ -168,12 +170,13 @@ def test_leave_at_every_moment(name: str, how: str) -> None:
     async def main(moment: int) -> bool:
         """Let the caller leave after so many passes of the loop; return whether it was in time."""
         rig = Rig(seconds=20 * TICK)
-        gone = asyncio.Event()
+        gone = stays()
         callers = {
-            other: rig.arrive(other, gone=gone.wait if other == name else stays)
+            other: rig.arrive(other, gone=gone if other == name else None)
             for other in ("inside", "first in line", "last in line")
         }
-        after_passes(moment, callers[name].cancel if how == "cancelled" else gone.set)
+        leave = callers[name].cancel if how == "cancelled" else partial(gone.set_result, None)
+        after_passes(moment, leave)
         await asyncio.wait(callers.values())
         left = callers[name].cancelled() or isinstance(callers[name].exception(), CallerGone)
         assert rig.served == [other for other in callers if other != name or not left]
@@ -232,10 +235,10 @@ def test_close_at_every_moment(times: int) -> None:
 async def test_gone_inside() -> None:
     """Who leaves once its turn has begun is served to the end."""
     rig = Rig()
-    gone = asyncio.Event()
-    inside = rig.arrive("inside", gone=gone.wait)
+    gone = stays()
+    inside = rig.arrive("inside", gone=gone)
     await asyncio.sleep(1)
-    gone.set()
+    gone.set_result(None)
     assert (await inside).elapsed >= SECONDS
 
 
@@ -243,11 +246,11 @@ async def test_gone_inside() -> None:
 async def test_gone_as_the_gate_closes(passes: int) -> None:
     """A caller that leaves about when the gate closes is sent away once, and so are the others."""
     rig = Rig()
-    gone = asyncio.Event()
-    inside, leaving = (rig.arrive(name, gone=gone.wait) for name in "ab")
+    gone = stays()
+    inside, leaving = (rig.arrive(name, gone=gone) for name in "ab")
     waiting = [rig.arrive(name) for name in "cd"]
     await asyncio.sleep(1)
-    gone.set()
+    gone.set_result(None)
     after_passes(passes, rig.gate.close)
     await asyncio.wait([inside, leaving, *waiting])
     assert isinstance(leaving.exception(), GateClosed | CallerGone)
@@ -295,6 +298,18 @@ async def test_close() -> None:
     assert (await inside).elapsed >= SECONDS
 
 
+async def test_cancel_after_close() -> None:
+    """A turn that goes on after the gate was closed, and is cancelled, ends as the others did."""
+    rig = Rig()
+    inside = rig.arrive("inside", work=asyncio.Event().wait)
+    await asyncio.sleep(1)
+    rig.gate.close()
+    await asyncio.sleep(1)
+    inside.cancel()
+    with pytest.raises(GateClosed):
+        await inside
+
+
 async def test_repr() -> None:
     """The debugger shows the state, who is inside and how many wait."""
     rig = Rig(max_waiting=5)
@@ -313,7 +328,7 @@ async def test_an_incomplete_turn_has_no_elapsed() -> None:
     turns: list[Turn] = []
 
     async def fail() -> None:
-        async with rig.gate.turn(rig.clock(), stays) as turn:
+        async with rig.gate.turn(rig.clock(), stays()) as turn:
             turns.append(turn)
             assert not hasattr(turn, "elapsed")
             raise ZeroDivisionError
@@ -384,7 +399,7 @@ def test_exact_step(
         gate = Gate(seconds, len(arrivals), lambda: start + loop.time())
 
         async def call(arrived: float) -> Turn:
-            async with gate.turn(arrived, stays) as turn:
+            async with gate.turn(arrived, stays()) as turn:
                 await asyncio.sleep(seconds)
             return turn
 
@@ -419,7 +434,7 @@ def test_exact_to_the_last_bit(arrived: float, share: float, late: float, second
         gate = Gate(seconds, 0, lambda: next(clock))
         turns = []
         for arrival in (arrived, arrived + apart):
-            async with gate.turn(arrival, stays) as turn:
+            async with gate.turn(arrival, stays()) as turn:
                 pass
             turns.append(turn)
         return turns
@@ -458,7 +473,7 @@ class GateMachine(RuleBasedStateMachine):
         async def call() -> Turn:
             task = asyncio.current_task()
             assert task
-            async with self.gate.turn(self.loop.time(), stays) as turn:
+            async with self.gate.turn(self.loop.time(), stays()) as turn:
                 self.inside.append(task)
                 try:
                     await outcome

@@ -6,6 +6,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
@@ -24,6 +25,7 @@ WORK_SECONDS = 0.15
 COMMANDS = {
     "python -m": PYTHON_M,
     "uvicorn": (*UVICORN, "--loop", "uvloop", "--http", "h11", "handler.main:app"),
+    "work in a thread": (*UVICORN, "--loop", "asyncio", "tests.support.apps:in_a_thread"),
 }
 MAX_WAITING = 5
 
@@ -64,7 +66,12 @@ async def test_hang_up_inside(server: Server) -> None:
 
 @pytest.mark.parametrize(
     ("command", "signum"),
-    [("uvicorn", signal.SIGTERM), ("python -m", signal.SIGTERM), ("python -m", signal.SIGINT)],
+    [
+        ("uvicorn", signal.SIGTERM),
+        ("python -m", signal.SIGTERM),
+        ("python -m", signal.SIGINT),
+        ("work in a thread", signal.SIGTERM),
+    ],
 )
 async def test_stop(command: str, signum: signal.Signals) -> None:
     """Told to stop, it answers the one that runs, sends the waiting away, and exits 0."""
@@ -97,14 +104,44 @@ def test_bad_setting(command: tuple[str, ...]) -> None:
     )
 
 
-@pytest.mark.parametrize("ask", [("--workers", "2"), ()], ids=["--workers", "WEB_CONCURRENCY"])
-def test_two_workers(ask: tuple[str, ...]) -> None:
-    """A second worker is refused with a line that says why, and uvicorn gives up."""
-    environ = {} if ask else {"WEB_CONCURRENCY": "2"}
-    done = run(*UVICORN, *ask, "handler.main:app", **environ)
-    assert "handler: 2 workers would work on 2 calls at a time; start one" in done.stdout
-    assert "failed to start, stopping the parent process" in done.stdout
-    assert "Traceback" not in done.stdout
+@pytest.mark.parametrize("how", ["SIGTERM", "SIGINT twice"])
+@pytest.mark.parametrize("app", ["hanging", "hanging_in_a_thread"])
+async def test_stop_when_the_work_hangs(app: str, how: str) -> None:
+    """Work that hangs is cancelled in the end, its client is told, and the process exits."""
+    limit = "1" if how == "SIGTERM" else "20"
+    command = (*UVICORN, "--timeout-graceful-shutdown", limit, f"tests.support.apps:{app}")
+    with serve(*command) as server:
+        client = await Client.call(server.url)
+        await fence(server.url)
+        stopped = time.monotonic()
+        for signum in [signal.SIGTERM] if how == "SIGTERM" else [signal.SIGINT] * 2:
+            server.process.send_signal(signum)
+            await asyncio.sleep(0.4)
+        answer = await client.answer()
+        assert answer.status == 503
+        assert answer.body == b'{"detail":"The service is stopping; try again in 3 s."}'
+        assert server.process.wait(LIMIT) == 0
+        assert time.monotonic() - stopped < 4
+
+
+def gunicorn(*options: str) -> tuple[str, ...]:
+    return (sys.executable, "-m", "gunicorn", "--bind", "127.0.0.1:0", "-w", "2", *options)
+
+
+SEVERAL = [
+    (*UVICORN, "--workers", "2", "tests.support.apps:in_a_thread"),
+    gunicorn("-k", "asgi", "--preload", "handler.main:app"),
+    gunicorn("-k", "uvicorn_worker.UvicornWorker", "handler.main:app"),
+    (sys.executable, "-m", "hypercorn", "-b", "127.0.0.1:0", "-w", "2", "handler.main:app"),
+]
+
+
+def test_several_processes() -> None:
+    """A second process on a socket is refused in a line, and the server, whichever, ends."""
+    with ThreadPoolExecutor(len(SEVERAL)) as pool:
+        outputs = [done.stdout for done in pool.map(lambda command: run(*command), SEVERAL)]
+    refusal = "handler: refusing to start a second process on one socket: "
+    assert [output.count(refusal) for output in outputs] == [1] * len(SEVERAL), outputs
 
 
 def test_python_m_is_one_worker() -> None:

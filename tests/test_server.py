@@ -1,14 +1,20 @@
-"""One worker, or none; told to stop, the gate closes at once, and the server a moment later."""
+"""One process; told to stop, the gate closes immediately, and the server a moment later."""
 
 import asyncio
 import signal
+import socket
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from starlette.responses import Response
 
-from handler.server import refuse_workers, serving
+from handler.server import bound_sockets, is_only_process, serving, unfit
+from handler.settings import Settings
+from tests.support.server import ROOT
 
 
 class Server:
@@ -16,7 +22,8 @@ class Server:
 
     def __init__(self) -> None:
         self.should_exit = False
-        self.config = SimpleNamespace(workers=1, reload=False, http_protocol_class=None)
+        self.config = SimpleNamespace(http_protocol_class=None, timeout_graceful_shutdown=None)
+        self.server_state = SimpleNamespace(tasks=set())
         self.signals: list[int] = []
 
     def handle_exit(self, signum: int, frame: object) -> None:
@@ -43,7 +50,7 @@ async def test_draining(signum: signal.Signals, server: Server) -> None:
     SIGTERM again changes nothing; SIGINT again is the server's own to handle.
     """
     closed = asyncio.Event()
-    async with serving(closed.set, 100, Response()):
+    async with serving(closed.set, Settings(), Response()):
         signal.raise_signal(signum)
         await closed.wait()
         assert server.signals == []
@@ -57,29 +64,76 @@ async def test_draining(signum: signal.Signals, server: Server) -> None:
         assert server.should_exit
 
 
-@pytest.mark.parametrize("workers", [2, 8])
-def test_several_workers(workers: int, server: Server, capsys: pytest.CaptureFixture[str]) -> None:
-    """One of several workers exits with one line, and a status that ends uvicorn's supervisor."""
-    server.config.workers = workers
-    with pytest.raises(SystemExit) as exit_:
-        refuse_workers()
-    assert exit_.value.code == 3
-    assert capsys.readouterr().err == (
-        f"handler: {workers} workers would work on {workers} calls at a time; "
-        "start one: --workers 1, and no WEB_CONCURRENCY\n"
-    )
+async def test_second_interrupt(server: Server) -> None:
+    """A second SIGINT is handled by the server, and cancels what goes on."""
+    running = asyncio.create_task(asyncio.Event().wait())
+    server.server_state.tasks.add(running)
+    async with serving(lambda: None, Settings(), Response()):
+        for _ in range(2):
+            signal.raise_signal(signal.SIGINT)
+        assert server.signals == [signal.SIGINT]
+        with pytest.raises(asyncio.CancelledError):
+            await running
 
 
-def test_a_worker_alone(server: Server) -> None:
-    """The one worker of a server goes on, and so does the one worker of `--reload`."""
-    refuse_workers()
-    server.config = SimpleNamespace(workers=2, reload=True)
-    refuse_workers()
+@pytest.mark.parametrize(("option", "seconds"), [(None, 13), (5, 5)])
+async def test_time_limit(option: int | None, seconds: int, server: Server) -> None:
+    """Work that hangs has a turn and ten seconds to end, or what the server's option says."""
+    server.config.timeout_graceful_shutdown = option
+    async with serving(lambda: None, Settings(work_seconds=3), Response()):
+        assert server.config.timeout_graceful_shutdown == seconds
+
+
+def test_unfit(server: Server) -> None:
+    """A server that has not enough descriptors for those who may wait is told so, in a line."""
+    assert unfit(Settings()) is None
+    reason = unfit(Settings(max_waiting=10**9))
+    assert reason
+    assert reason.startswith("handler: MAX_WAITING=1000000000: must be below ")
+
+
+IS_ONLY = "import sys; from handler.server import is_only_process; sys.exit(not is_only_process())"
+
+
+@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_UNIX])
+def test_is_only_process(family: socket.AddressFamily, tmp_path: Path) -> None:
+    """Of processes that share a bound socket one is the only one, until it exits."""
+    with socket.socket(family) as shared, socket.create_server(("127.0.0.1", 0)) as own:
+        shared.bind(("127.0.0.1", 0) if family == socket.AF_INET else str(tmp_path / "socket"))
+
+        def is_only(*inherited: socket.socket) -> bool:
+            descriptors = [one.fileno() for one in inherited]
+            command = [sys.executable, "-c", IS_ONLY]
+            return not subprocess.run(
+                command, cwd=ROOT, pass_fds=descriptors, check=False
+            ).returncode
+
+        assert is_only(shared)
+        assert is_only(shared)
+        assert is_only_process()
+        assert not is_only(shared)
+        assert not is_only(own, shared)
+        assert is_only()
+
+
+def test_connections_are_not_shared_sockets() -> None:
+    """Connections, and sockets that are not bound, do not tell of another process."""
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listening,
+        socket.create_connection(listening.getsockname()) as client,
+        listening.accept()[0] as accepted,
+        socket.socket() as fresh,
+        socket.socket(type=socket.SOCK_DGRAM) as datagrams,
+    ):
+        datagrams.bind(("127.0.0.1", 0))
+        found = set(bound_sockets())
+        assert listening.fileno() in found
+        others = (client, accepted, fresh, datagrams)
+        assert not found & {other.fileno() for other in others}
 
 
 async def test_another_server() -> None:
     """Where it is not uvicorn that handles the signals, they are left alone."""
-    refuse_workers()
     before = signal.getsignal(signal.SIGTERM)
-    async with serving(pytest.fail, 100, Response()):
+    async with serving(pytest.fail, Settings(), Response()):
         assert signal.getsignal(signal.SIGTERM) is before

@@ -31,6 +31,7 @@ def test_only_what_the_function_imports() -> None:
     imported = subprocess.run(
         [PYTHON, "-I", "-S", "-B", "-c", LIST_IMPORTED, ARTIFACT],
         check=True,
+        env={"AWS_LAMBDA_FUNCTION_NAME": "function"},
         stdout=subprocess.PIPE,
         text=True,
     ).stdout.split()

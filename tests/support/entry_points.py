@@ -20,6 +20,7 @@ from starlette.types import ASGIApp
 from handler import clock
 from handler.app import create_app
 from handler.settings import Settings
+from handler.worker import Work
 from tests.aws import artifact, fake_aws
 from tests.aws.artifact import needs_artifact
 from tests.support.server import UVICORN, serve
@@ -89,17 +90,17 @@ def http_api_event(headers: dict[str, str]) -> dict[str, Any]:
 
 
 @contextmanager
-def asgi() -> Iterator[EntryPoint]:
+def asgi(work: Work) -> Iterator[EntryPoint]:
     """The app called in this process."""
-    app = create_app(Settings(work_seconds=WORK_SECONDS))
+    app = create_app(Settings(work_seconds=WORK_SECONDS), work)
     with asyncio.Runner() as runner:
         yield EntryPoint(lambda calls: runner.run(burst(calling(app), calls)))
 
 
 @contextmanager
-def uvicorn(loop: str, http: str) -> Iterator[EntryPoint]:
+def uvicorn(loop: str, http: str, app: str = "handler.main:app") -> Iterator[EntryPoint]:
     """A real server, on one of the event loops and HTTP parsers that uvicorn knows."""
-    command = (*UVICORN, "--loop", loop, "--http", http, "handler.main:app")
+    command = (*UVICORN, "--loop", loop, "--http", http, app)
     with (
         serve(*command, WORK_SECONDS=str(SERVER_WORK_SECONDS)) as server,
         asyncio.Runner() as runner,
@@ -192,9 +193,14 @@ def running(url: str) -> Iterator[EntryPoint]:
 
 
 LOCAL = [
-    pytest.param(asgi, id="asgi"),
+    pytest.param(partial(asgi, asyncio.sleep), id="asgi"),
+    pytest.param(partial(asgi, time.sleep), id="asgi-thread"),
     pytest.param(partial(uvicorn, "asyncio", "h11"), id="uvicorn-asyncio"),
     pytest.param(partial(uvicorn, "uvloop", "httptools"), id="uvicorn-uvloop"),
+    pytest.param(
+        partial(uvicorn, "asyncio", "httptools", "tests.support.apps:in_a_thread"),
+        id="uvicorn-thread",
+    ),
     pytest.param(partial(function, lambda_entry, stamped_by_gateway), id="lambda"),
     pytest.param(partial(function, lambda_entry, stamped_by_clock), id="lambda-sam-local"),
     pytest.param(partial(function, built, stamped_by_gateway), id="artifact", marks=needs_artifact),

@@ -1,0 +1,23 @@
+"""Apps as a user makes them, with work of their own: `uvicorn tests.support.apps:NAME`."""
+
+import asyncio
+import threading
+import time
+
+from handler.app import create_app
+from handler.settings import Settings
+
+
+async def hang(seconds: float) -> None:
+    await asyncio.Event().wait()
+
+
+def hang_in_a_thread(seconds: float) -> None:
+    threading.Event().wait()
+
+
+settings = Settings.load()
+in_the_loop = create_app(settings, asyncio.sleep)
+in_a_thread = create_app(settings, time.sleep)
+hanging = create_app(settings, hang)
+hanging_in_a_thread = create_app(settings, hang_in_a_thread)
