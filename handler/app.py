@@ -13,7 +13,7 @@ from pydantic import BaseModel, Field
 from starlette.types import Receive, Scope, Send
 
 from handler.arrival import arrival
-from handler.gate import CallerGone, Gate, GateClosed, GateFull
+from handler.gate import CallerGone, Gate, GateClosed, GateFull, GateLate
 from handler.server import serving, unfit
 from handler.settings import Settings
 from handler.work import work as default_work
@@ -21,6 +21,9 @@ from handler.worker import Work, do
 
 CLIENT_CLOSED_REQUEST = 499
 """nginx's status for a client that disconnected: there is no one to see it."""
+
+NO_STORE = {"Cache-Control": "no-store"}
+"""A CDN may keep the response to a GET for a day."""
 
 logger = logging.getLogger("uvicorn.error")
 
@@ -58,7 +61,7 @@ def log_disconnect(request: Request, waited: float, begun: bool) -> None:
 
 def create_app(settings: Settings, work: Work = default_work) -> FastAPI:
     """Make the service around `work`, with a gate of its own."""
-    gate = Gate(settings.work_seconds, settings.max_waiting)
+    gate = Gate(settings.work_seconds, settings.max_waiting, settings.max_wait_seconds)
 
     def refusal(reason: str, **headers: str) -> Response:
         # Within one turn a place comes free, or a stopped service is up again.
@@ -66,7 +69,7 @@ def create_app(settings: Settings, work: Work = default_work) -> FastAPI:
         return JSONResponse(
             {"detail": f"{reason}; try again in {seconds} s."},
             status_code=503,
-            headers={"Retry-After": str(seconds), **headers},
+            headers={"Retry-After": str(seconds), **NO_STORE, **headers},
         )
 
     class Route(APIRoute):
@@ -111,6 +114,7 @@ def create_app(settings: Settings, work: Work = default_work) -> FastAPI:
                 waited = (turn.began if turn else time.monotonic()) - arrived
                 log_disconnect(request, waited, begun=turn is not None)
             gone.cancel()
+        response.headers.update(NO_STORE)
         response.headers["Server-Timing"] = (
             f"queue;dur={1e3 * (turn.began - turn.arrived):.3f}, "
             f"work;dur={1e3 * (turn.ended - turn.began):.3f}"
@@ -124,6 +128,10 @@ def create_app(settings: Settings, work: Work = default_work) -> FastAPI:
     @app.exception_handler(GateClosed)
     async def closed(request: Request, error: GateClosed) -> Response:
         return refusal("The service is stopping", Connection="close")
+
+    @app.exception_handler(GateLate)
+    async def late(request: Request, error: GateLate) -> Response:
+        return refusal(f"The turn did not begin within {settings.max_wait_seconds:g} s")
 
     @app.exception_handler(CallerGone)
     async def hung_up(request: Request, error: CallerGone) -> Response:

@@ -31,6 +31,10 @@ class GateClosed(Exception):
     """
 
 
+class GateLate(Exception):
+    """Raised when the caller's turn did not begin in time; its place in line is free."""
+
+
 class CallerGone(Exception):
     """Raised when the caller left before its turn; its place in line is free."""
 
@@ -55,7 +59,8 @@ class Turn:
 class Gate:
     """Lets callers in one at a time, each for at least `seconds`.
 
-    At most `max_waiting` callers stand in line beside the one inside.
+    At most `max_waiting` callers stand in line beside the one inside, each of them until
+    `max_wait_seconds` after its arrival, or for as long as it likes where that is None.
     `clock` counts seconds and never steps back; an event loop's own clock will not do,
     since uvloop caches its clock and rounds it to milliseconds.
     """
@@ -66,17 +71,23 @@ class Gate:
         "_last",
         "_line",
         "_lock",
+        "_max_wait_seconds",
         "_max_waiting",
         "_seconds",
         "_simultaneous",
     )
 
     def __init__(
-        self, seconds: float, max_waiting: int, clock: Callable[[], float] = time.monotonic
+        self,
+        seconds: float,
+        max_waiting: int,
+        max_wait_seconds: float | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._seconds = seconds
         self._simultaneous = min(SIMULTANEOUS, seconds / 4)
         self._max_waiting = max_waiting
+        self._max_wait_seconds = inf if max_wait_seconds is None else max_wait_seconds
         self._clock = clock
         self._lock = asyncio.Lock()
         self._line: set[asyncio.Timeout] = set()
@@ -106,9 +117,9 @@ class Gate:
         `gone` is done when the caller has left, which is of interest only while it is in line.
         The turn is complete, and its `elapsed` is the answer, once the context is left.
 
-        Raises `GateFull` at once when the line is full, and `GateClosed` or `CallerGone` when
-        the gate is closed or the caller leaves before the turn begins; `GateClosed`, too, when
-        the body is cancelled after the gate was closed.
+        Raises `GateFull` at once when the line is full, and `GateClosed`, `CallerGone` or
+        `GateLate` when the gate is closed, the caller leaves or its time is over before the turn
+        begins; `GateClosed`, too, when the body is cancelled after the gate was closed.
         A caller that is cancelled in line loses its place; one whose body raises, or is
         cancelled inside, gives the gate to the next at once and leaves no answer behind.
         """
@@ -116,11 +127,14 @@ class Gate:
             raise GateClosed
         if self.full:
             raise GateFull
-        await self._wait(gone)
+        deadline = arrived + self._max_wait_seconds
+        await self._wait(gone, deadline)
         try:
             if self._closed:
                 raise GateClosed
             turn = Turn(arrived, began=self._clock())
+            if turn.began > deadline:
+                raise GateLate
             yield turn
             await self._complete(turn)
         except asyncio.CancelledError:
@@ -136,10 +150,11 @@ class Gate:
         for place in self._line.copy():
             self._send_away(place)
 
-    async def _wait(self, gone: asyncio.Future[None]) -> None:
+    async def _wait(self, gone: asyncio.Future[None], deadline: float) -> None:
         # The lock is fair, and passes the gate on when one it was just granted to is cancelled.
+        patience = None if deadline == inf else deadline - self._clock()
         try:
-            async with asyncio.timeout(None) as place:
+            async with asyncio.timeout(patience) as place:
                 self._line.add(place)
                 gone.add_done_callback(lambda _: self._send_away(place))
                 try:
@@ -147,10 +162,12 @@ class Gate:
                 finally:
                     self._line.discard(place)
         except TimeoutError:
-            raise (GateClosed if self._closed else CallerGone) from None
+            if self._closed:
+                raise GateClosed from None
+            raise (CallerGone if gone.done() else GateLate) from None
 
     def _send_away(self, place: asyncio.Timeout) -> None:
-        if place in self._line:
+        if place in self._line and not place.expired():
             self._line.discard(place)
             place.reschedule(-inf)
 

@@ -1,4 +1,4 @@
-"""The five settings and their bounds."""
+"""The settings and their bounds."""
 
 import os
 import re
@@ -56,6 +56,9 @@ class Settings(BaseModel):
         default=3.0, gt=0, allow_inf_nan=False, description="a finite number of seconds above 0"
     )
     max_waiting: int = Field(default=100, ge=0, description="a whole number, 0 or more")
+    max_wait_seconds: float | None = Field(
+        default=None, gt=0, allow_inf_nan=False, description="a finite number of seconds above 0"
+    )
     trust_request_start: bool = Field(default=False, description="true or false")
 
     @classmethod

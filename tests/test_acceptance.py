@@ -18,7 +18,7 @@ async def call_a_server(calls: int) -> None:
 
 
 def call_a_deployment(calls: int) -> None:
-    with environment(work_seconds=3) as handler:
+    with environment(work_seconds=3, max_wait_seconds=25.5) as handler:
         endpoint = Endpoint(Function(handler))
         answers = endpoint.burst(calls)
     assert_staircase(answers, 3)

@@ -37,7 +37,22 @@ async def test_full(client: httpx.AsyncClient) -> None:
     assert [answer.status_code for answer in answers] == [503] * 15 + [200] * 5
     for answer in answers[:15]:
         assert answer.headers["retry-after"] == "1"
+        assert answer.headers["cache-control"] == "no-store"
         assert answer.json() == {"detail": "The queue is full, at 4 waiting; try again in 1 s."}
+
+
+async def test_late() -> None:
+    """Whose turn does not begin within `MAX_WAIT_SECONDS` is told then when to come again."""
+    settings = Settings(work_seconds=WORK_SECONDS, max_wait_seconds=2.5 * WORK_SECONDS)
+    began = time.monotonic()
+    answers = await burst(calling(create_app(settings)), 10)
+    assert time.monotonic() - began < 4 * WORK_SECONDS
+    assert sorted(answer.status_code for answer in answers) == [200] * 3 + [503] * 7
+    for answer in answers:
+        if answer.status_code == 503:
+            assert answer.headers["retry-after"] == "1"
+            detail = "The turn did not begin within 0.25 s; try again in 1 s."
+            assert answer.json() == {"detail": detail}
 
 
 async def test_refused_before_anything_is_made(app: FastAPI, client: httpx.AsyncClient) -> None:

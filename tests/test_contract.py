@@ -19,6 +19,7 @@ def test_an_answer(entry_point: EntryPoint) -> None:
     [answer] = entry_point.burst(1)
     assert answer.status_code == 200
     assert answer.headers["content-type"] == "application/json"
+    assert answer.headers["cache-control"] == "no-store"
     assert list(answer.json()) == ["elapsed"]
     assert isinstance(answer.json()["elapsed"], float)
     assert answer.json()["elapsed"] >= entry_point.work_seconds

@@ -18,7 +18,7 @@ from hypothesis.stateful import (
     rule,
 )
 
-from handler.gate import CallerGone, Gate, GateClosed, GateFull, Turn
+from handler.gate import CallerGone, Gate, GateClosed, GateFull, GateLate, Turn
 from tests.support.assertions import is_short, simultaneous
 from tests.support.virtual_time import TICK, VirtualTimeLoop, after_passes, run
 
@@ -37,9 +37,14 @@ def stays() -> asyncio.Future[None]:
 class Rig:
     """A gate of `SECONDS` on the running loop's clock, and what its callers did."""
 
-    def __init__(self, max_waiting: int = 1000, seconds: float = SECONDS) -> None:
+    def __init__(
+        self,
+        max_waiting: int = 1000,
+        seconds: float = SECONDS,
+        max_wait_seconds: float | None = None,
+    ) -> None:
         self.clock = asyncio.get_running_loop().time
-        self.gate = Gate(seconds, max_waiting, self.clock)
+        self.gate = Gate(seconds, max_waiting, max_wait_seconds, self.clock)
         self.seconds = seconds
         self.inside: set[str] = set()
         self.served: list[str] = []
@@ -51,11 +56,12 @@ class Rig:
         name: str,
         work: Callable[[], Coroutine[Any, Any, object]] | None = None,
         gone: asyncio.Future[None] | None = None,
+        ago: float = 0,
     ) -> asyncio.Task[Turn]:
         """Start a caller, that works by sleeping unless told otherwise."""
 
         async def call() -> Turn:
-            async with self.gate.turn(self.clock(), gone or stays()) as turn:
+            async with self.gate.turn(self.clock() - ago, gone or stays()) as turn:
                 assert not self.inside, f"{name} came in beside {self.inside}"
                 self.inside.add(name)
                 try:
@@ -298,6 +304,59 @@ async def test_close() -> None:
     assert (await inside).elapsed >= SECONDS
 
 
+async def test_late() -> None:
+    """Whose turn does not begin in time is sent away then, and its place is free."""
+    rig = Rig(max_waiting=2, max_wait_seconds=4)
+    served, in_time, late = (rig.arrive(name) for name in "abc")
+    with pytest.raises(GateLate):
+        await late
+    assert rig.clock() == pytest.approx(4, abs=SOON)
+    assert rig.gate.waiting == 0
+    assert (await in_time).began == pytest.approx((await served).ended, abs=SOON)
+
+
+async def test_late_on_arrival() -> None:
+    """Who arrives too late is sent away immediately by a gate that is free, and no work is done."""
+    rig = Rig(max_wait_seconds=4)
+    with pytest.raises(GateLate):
+        await rig.arrive("late", ago=4.001)
+    assert rig.clock() < SOON
+    assert (await rig.arrive("in time", ago=3.999)).elapsed == pytest.approx(6.999, abs=SOON)
+    assert rig.served == ["in time"]
+
+
+async def test_late_since_the_loop_was_blocked() -> None:
+    """Who is let in too late since nothing ran in between is not served either."""
+    rig = Rig(max_wait_seconds=4)
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, VirtualTimeLoop)
+
+    async def block() -> None:
+        await asyncio.sleep(1)
+        loop.jump(5)
+
+    inside, late = rig.arrive("inside", work=block), rig.arrive("late")
+    with pytest.raises(GateLate):
+        await late
+    await inside
+    assert rig.served == ["inside"]
+
+
+@pytest.mark.parametrize("moment", range(6))
+async def test_leaving_when_late(moment: int) -> None:
+    """Who leaves, or is sent away, about when it is late, is so once; nothing else comes out."""
+    rig = Rig(max_wait_seconds=1)
+    gone = stays()
+    inside, leaving, waiting = rig.arrive("a"), rig.arrive("b", gone=gone), rig.arrive("c")
+    await asyncio.sleep(1 - 3 * TICK)
+    after_passes(moment, partial(gone.set_result, None))
+    after_passes(moment, rig.gate.close)
+    await asyncio.wait([inside, leaving, waiting])
+    assert isinstance(leaving.exception(), CallerGone | GateClosed | GateLate)
+    assert isinstance(waiting.exception(), GateClosed | GateLate)
+    assert (rig.served, rig.errors, rig.gate.waiting) == (["a"], [], 0)
+
+
 async def test_cancel_after_close() -> None:
     """A turn that goes on after the gate was closed, and is cancelled, ends as the others did."""
     rig = Rig()
@@ -396,7 +455,7 @@ def test_exact_step(
 
     async def main() -> list[Turn]:
         loop = asyncio.get_running_loop()
-        gate = Gate(seconds, len(arrivals), lambda: start + loop.time())
+        gate = Gate(seconds, len(arrivals), clock=lambda: start + loop.time())
 
         async def call(arrived: float) -> Turn:
             async with gate.turn(arrived, stays()) as turn:
@@ -431,7 +490,7 @@ def test_exact_to_the_last_bit(arrived: float, share: float, late: float, second
     clock = chain([arrived + 1, ended, ended], creeping)
 
     async def main() -> list[Turn]:
-        gate = Gate(seconds, 0, lambda: next(clock))
+        gate = Gate(seconds, 0, clock=lambda: next(clock))
         turns = []
         for arrival in (arrived, arrived + apart):
             async with gate.turn(arrival, stays()) as turn:
@@ -451,7 +510,7 @@ class GateMachine(RuleBasedStateMachine):
     @initialize()
     def start(self) -> None:
         self.loop = VirtualTimeLoop()
-        self.gate = Gate(1.0, self.max_waiting, self.loop.time)
+        self.gate = Gate(1.0, self.max_waiting, clock=self.loop.time)
         self.model: list[asyncio.Task[Turn]] = []
         self.inside: list[asyncio.Task[Turn]] = []
         self.outcome: dict[asyncio.Task[Turn], asyncio.Future[None]] = {}

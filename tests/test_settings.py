@@ -24,6 +24,7 @@ def test_defaults() -> None:
         "port": 8000,
         "work_seconds": 3.0,
         "max_waiting": 100,
+        "max_wait_seconds": None,
         "trust_request_start": False,
     }
 
@@ -31,7 +32,8 @@ def test_defaults() -> None:
 def test_sample() -> None:
     """The sample lists every setting, each with its default."""
     assert Settings.read({}, SAMPLE) == load()
-    variables = [line.partition("=")[0] for line in SAMPLE.read_text().splitlines() if "=" in line]
+    lines = [line.removeprefix("# ") for line in SAMPLE.read_text().splitlines()]
+    variables = [line.partition("=")[0] for line in lines if "=" in line]
     assert variables == [name.upper() for name in Settings.model_fields]
 
 
@@ -42,9 +44,12 @@ def test_environment() -> None:
         PORT="0",
         WORK_SECONDS="0.5",
         MAX_WAITING="0",
+        MAX_WAIT_SECONDS="60",
         TRUST_REQUEST_START="true",
     )
-    assert settings == Settings(port=0, work_seconds=0.5, max_waiting=0, trust_request_start=True)
+    assert settings == Settings(
+        port=0, work_seconds=0.5, max_waiting=0, max_wait_seconds=60, trust_request_start=True
+    )
 
 
 def test_dotenv(tmp_path: Path) -> None:
@@ -65,6 +70,11 @@ def test_dotenv(tmp_path: Path) -> None:
             "a finite number of seconds above 0",
         ),
         ("MAX_WAITING", ["-1", "1.5", "inf", "nan", "many", ""], "a whole number, 0 or more"),
+        (
+            "MAX_WAIT_SECONDS",
+            ["0", "-1", "nan", "inf", "long", ""],
+            "a finite number of seconds above 0",
+        ),
         ("TRUST_REQUEST_START", ["2", "perhaps", ""], "true or false"),
     ],
 )

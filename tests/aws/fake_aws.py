@@ -123,8 +123,9 @@ class Endpoint:
             Role=role_arn,
             Code={"ZipFile": b""},
         )["FunctionArn"]
-        values = {
+        values: dict[str, Any] = {
             "WorkSeconds": "3",
+            "AllowedIps": ["0.0.0.0/0", "::/0"],
             "AWS::Partition": "aws",
             "AWS::Region": REGION,
             "Function.Arn": function_arn,
@@ -217,12 +218,14 @@ class Endpoint:
 
 
 @contextmanager
-def environment(work_seconds: float) -> Iterator[Handle]:
+def environment(work_seconds: float, max_wait_seconds: float | None = None) -> Iterator[Handle]:
     """Start an execution environment of the real Lambda handler, in a thread of its own."""
 
     def start() -> Mangum:
         asyncio.set_event_loop(asyncio.new_event_loop())
-        settings = Settings(work_seconds=work_seconds, trust_request_start=True)
+        settings = Settings(
+            work_seconds=work_seconds, max_wait_seconds=max_wait_seconds, trust_request_start=True
+        )
         return Mangum(create_app(settings), lifespan="off")
 
     def stop() -> None:

@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Mapping
 from copy import deepcopy
 from functools import cache
 from typing import Any
@@ -43,7 +44,7 @@ def deployed() -> dict[str, Any]:
     }
 
 
-def resolve(node: Any, values: dict[str, str]) -> Any:
+def resolve(node: Any, values: Mapping[str, Any]) -> Any:
     """Replace the intrinsic functions in a part of the template.
 
     `values` are what `Ref` returns, and under `Name.Attribute` what `Fn::GetAtt` does.
@@ -66,5 +67,5 @@ def resolve(node: Any, values: dict[str, str]) -> Any:
             return argument[0].join(argument[1])
         if function == "Fn::Sub":
             text, local = argument if isinstance(argument, list) else (argument, {})
-            return re.sub(r"\$\{([\w:.]+)\}", lambda name: (values | local)[name[1]], text)
+            return re.sub(r"\$\{([\w:.]+)\}", lambda name: {**values, **local}[name[1]], text)
     return {key: resolve(child, values) for key, child in node.items()}

@@ -62,13 +62,16 @@ def test_timeout(function: dict[str, Any]) -> None:
 
 
 def test_settings(function: dict[str, Any]) -> None:
-    """The variables set are settings of the service, and their defaults and bounds are allowed."""
-    variables = function["Environment"]["Variables"]
-    assert variables == {"WORK_SECONDS": {"Ref": "WorkSeconds"}, "TRUST_REQUEST_START": "true"}
-    work_seconds = template.source()["Parameters"]["WorkSeconds"]
-    assert work_seconds["Default"] == Settings().work_seconds
-    for allowed in work_seconds["AllowedValues"]:
-        Settings.read({"WORK_SECONDS": str(allowed)})
+    """For each `WorkSeconds` the function's variables are settings that the service takes."""
+    parameters = template.source()["Parameters"]
+    assert parameters["WorkSeconds"]["Default"] == Settings().work_seconds
+    for seconds in parameters["WorkSeconds"]["AllowedValues"]:
+        variables = template.resolve(
+            function["Environment"]["Variables"], {"WorkSeconds": str(seconds)}
+        )
+        assert Settings.read(variables) == Settings(
+            work_seconds=seconds, max_wait_seconds=29 - seconds - 0.5, trust_request_start=True
+        )
 
 
 PAUSE = 0.3
@@ -99,7 +102,30 @@ def test_the_machine_ends_with_the_gateway() -> None:
     machine = resources["WaitingRoom"]["Properties"]["Definition"]
     method = resources["Api"]["Properties"]["DefinitionBody"]["paths"]["/test"]["get"]
     timeout = method["x-amazon-apigateway-integration"]["timeoutInMillis"]
-    assert 1000 * machine["TimeoutSeconds"] == timeout <= 29_000
+    assert 1000 * machine["TimeoutSeconds"] == timeout
+    for seconds, row in template.source()["Mappings"]["Admission"].items():
+        assert float(row["MaxWaitSeconds"]) + int(seconds) + 0.5 == machine["TimeoutSeconds"]
+
+
+@pytest.mark.parametrize("ranges", [["0.0.0.0/0", "::/0"], ["198.51.100.7/32", "2001:db8::/32"]])
+def test_who_may_call(ranges: list[str], resources: dict[str, Any]) -> None:
+    """By default everyone may call; a list of ranges arrives in the API's policy whole."""
+    parameter = template.source()["Parameters"]["AllowedIps"]
+    assert parameter["Type"] == "CommaDelimitedList"
+    assert parameter["Default"].split(",") == ["0.0.0.0/0", "::/0"]
+    policy = resources["Api"]["Properties"]["Body"]["x-amazon-apigateway-policy"]
+    assert template.resolve(policy, {"AllowedIps": ranges}) == {
+        "Version": "2012-10-17",
+        "Statement": [
+            {
+                "Effect": "Allow",
+                "Principal": "*",
+                "Action": "execute-api:Invoke",
+                "Resource": "execute-api:/*",
+                "Condition": {"IpAddress": {"aws:SourceIp": ranges}},
+            }
+        ],
+    }
 
 
 def test_every_deployment_is_new(monkeypatch: pytest.MonkeyPatch) -> None:

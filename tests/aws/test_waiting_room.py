@@ -124,6 +124,17 @@ def test_not_served_in_time() -> None:
     assert answer.json() == NOT_SERVED
 
 
+def test_no_work_that_cannot_end_in_time() -> None:
+    """A call that comes late to a free function is told so by it, and no work is done."""
+    with environment(WORK_SECONDS, max_wait_seconds=1) as handler:
+        endpoint = Endpoint(Function(handler))
+        began = time.monotonic()
+        answer = endpoint.call(arrived=time.time() - 1)
+    assert time.monotonic() - began < WORK_SECONDS
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+    assert answer.json() == {"detail": "The turn did not begin within 1 s; try again in 1 s."}
+
+
 def outcome(status: int, body: str, **headers: str) -> dict[str, str]:
     """Make the outcome of an execution whose function returned."""
     return {"status": "SUCCEEDED", "output": json.dumps(result(status, body, **headers))}
@@ -192,6 +203,7 @@ def test_endings(endpoint: Endpoint, ending: str) -> None:
     assert response.json() == body
     assert "secret" not in response.text
     assert dict(response.headers) == {
+        "cache-control": "no-store",
         "content-type": "application/json",
         "content-length": str(len(response.content)),
         **{name.lower(): value for name, value in headers.items()},
@@ -208,6 +220,8 @@ def test_one_override_of_the_status(endpoint: Endpoint, backend_status: str) -> 
 
 def test_gateway_responses(endpoint: Endpoint) -> None:
     """What the gateway answers by itself has its status and a JSON body, too."""
+    for name in ("THROTTLED", "INTEGRATION_TIMEOUT"):
+        assert endpoint.gateway_response(name).headers["cache-control"] == "no-store"
     answers = {
         name: endpoint.gateway_response(name)
         for name in endpoint.api["x-amazon-apigateway-gateway-responses"]
@@ -218,6 +232,7 @@ def test_gateway_responses(endpoint: Endpoint) -> None:
     } == {
         "THROTTLED": (429, "4", TOO_MANY),
         "INTEGRATION_TIMEOUT": (503, "4", NOT_SERVED),
+        "ACCESS_DENIED": (403, None, {"detail": "Forbidden"}),
         "MISSING_AUTHENTICATION_TOKEN": (404, None, {"detail": "Not Found"}),
         "UNSUPPORTED_MEDIA_TYPE": (415, None, {"detail": "Unsupported Media Type"}),
         "DEFAULT_5XX": (500, None, ERROR),

@@ -43,6 +43,10 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
     def time(self) -> float:
         return self._jumping.now
 
+    def jump(self, seconds: float) -> None:
+        """Let time pass in which nothing runs."""
+        self._jumping.now += seconds
+
     def call_at(
         self,
         when: float,
