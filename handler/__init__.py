@@ -1,1 +1,1 @@
-"""One at a time: a service whose one endpoint serves one call after the other."""
+"""One at a time: a service that processes one request after the other."""

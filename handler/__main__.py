@@ -4,6 +4,6 @@ import uvicorn
 
 from handler.main import app, settings
 
-# asyncio's loop takes all connections that wait in one pass, uvloop's one: in a flood of callers a
-# newcomer would be refused after seconds instead of at once.
+# asyncio's loop accepts all new connections in an iteration, uvloop's accepts one: under overload
+# new clients would wait for seconds to be rejected.
 uvicorn.run(app, host=settings.hostname, port=settings.port, workers=1, loop="asyncio")

@@ -13,7 +13,7 @@ from pydantic import BaseModel, Field
 from starlette.types import Receive, Scope, Send
 
 from handler.arrival import arrival
-from handler.gate import CallerGone, Gate, GateClosed, GateFull, GateLate
+from handler.gate import ClientGone, Gate, GateClosed, GateFull, GateLate
 from handler.server import serving, unfit
 from handler.settings import Settings
 from handler.work import work as default_work
@@ -23,27 +23,45 @@ CLIENT_CLOSED_REQUEST = 499
 """nginx's status for a client that disconnected: there is no one to see it."""
 
 NO_STORE = {"Cache-Control": "no-store"}
-"""A CDN may keep the response to a GET for a day."""
+"""A CDN may otherwise keep the response to a GET for a day."""
 
 logger = logging.getLogger("uvicorn.error")
 
 
-class Answer(BaseModel):
-    elapsed: float = Field(description="Seconds from the call's arrival to the end of its turn.")
+class Result(BaseModel):
+    elapsed: float = Field(
+        description="Seconds from the arrival of the request to the end of its work.",
+        examples=[6.001],
+    )
 
 
-class Problem(BaseModel):
-    detail: str = Field(description="What is wrong, and what to do.")
+class Error(BaseModel):
+    detail: str = Field(
+        description="What is wrong, and what to do.",
+        examples=["The queue is full (100 waiting); try again in 3 s."],
+    )
 
 
 RESPONSES: dict[int | str, dict[str, Any]] = {
-    200: {"headers": {"Server-Timing": {"schema": {"type": "string"}}}},
-    503: {"headers": {"Retry-After": {"schema": {"type": "integer"}}}, "model": Problem},
+    200: {
+        "description": "The work is done.",
+        "headers": {"Server-Timing": {"schema": {"type": "string"}}},
+    },
+    500: {
+        "description": "The work failed.",
+        "content": {"application/json": {"example": {"detail": "Internal Server Error"}}},
+        "model": Error,
+    },
+    503: {
+        "description": "The queue is full, the wait is over its limit, or a shutdown has begun.",
+        "headers": {"Retry-After": {"schema": {"type": "integer"}}},
+        "model": Error,
+    },
 }
 
 
 async def disconnected(receive: Receive) -> None:
-    """Return when the caller has hung up; its request's body is read and dropped."""
+    """Return when the client has disconnected; the request's body is read and dropped."""
     while (await receive())["type"] != "http.disconnect":
         pass
 
@@ -63,8 +81,8 @@ def create_app(settings: Settings, work: Work = default_work) -> FastAPI:
     """Make the service around `work`, with a gate of its own."""
     gate = Gate(settings.work_seconds, settings.max_waiting, settings.max_wait_seconds)
 
-    def refusal(reason: str, **headers: str) -> Response:
-        # Within one turn a place comes free, or a stopped service is up again.
+    def rejection(reason: str, **headers: str) -> Response:
+        # Within one turn a slot becomes free, or a service that was shut down is up again.
         seconds = math.ceil(settings.work_seconds)
         return JSONResponse(
             {"detail": f"{reason}; try again in {seconds} s."},
@@ -74,8 +92,8 @@ def create_app(settings: Settings, work: Work = default_work) -> FastAPI:
 
     class Route(APIRoute):
         async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-            # In a flood of callers every turn and every newcomer waits for what refusals cost:
-            # this one comes before FastAPI makes anything of the request.
+            # Under overload every turn and every new client waits for what rejections cost: this
+            # one comes before FastAPI makes anything of the request.
             if gate.full and scope["method"] == "GET":
                 raise GateFull
             await super().handle(scope, receive, send)
@@ -90,17 +108,21 @@ def create_app(settings: Settings, work: Work = default_work) -> FastAPI:
 
     app = Service(
         title="One at a time",
-        description="Does the work of one call after the other, in order of arrival.",
+        description="Processes requests one at a time, in order of arrival.",
         lifespan=lambda app: serving(
-            gate.close, settings, refusal("Too many connections", Connection="close")
+            gate.close, settings, rejection("Too many connections", Connection="close")
         ),
     )
 
     app.router.route_class = Route
 
-    @app.get("/test", responses=RESPONSES)
-    async def test(request: Request, response: Response) -> Answer:
-        """Wait for the turn of this call, do the work, and say how long both took."""
+    @app.get("/test", operation_id="run_work", summary="Do the work", responses=RESPONSES)
+    async def test(request: Request, response: Response) -> Result:
+        """Waits until all earlier requests are done, does the work and returns how long both took.
+
+        Of requests that arrive simultaneously, each `elapsed` exceeds the one before by at least
+        the duration of the work.
+        """
         arrived = arrival(
             request.headers.get("x-request-start") if settings.trust_request_start else None
         )
@@ -119,22 +141,22 @@ def create_app(settings: Settings, work: Work = default_work) -> FastAPI:
             f"queue;dur={1e3 * (turn.began - turn.arrived):.3f}, "
             f"work;dur={1e3 * (turn.ended - turn.began):.3f}"
         )
-        return Answer(elapsed=turn.elapsed)
+        return Result(elapsed=turn.elapsed)
 
     @app.exception_handler(GateFull)
     async def full(request: Request, error: GateFull) -> Response:
-        return refusal(f"The queue is full, at {settings.max_waiting} waiting")
+        return rejection(f"The queue is full ({settings.max_waiting} waiting)")
 
     @app.exception_handler(GateClosed)
     async def closed(request: Request, error: GateClosed) -> Response:
-        return refusal("The service is stopping", Connection="close")
+        return rejection("The service is shutting down", Connection="close")
 
     @app.exception_handler(GateLate)
     async def late(request: Request, error: GateLate) -> Response:
-        return refusal(f"The turn did not begin within {settings.max_wait_seconds:g} s")
+        return rejection(f"The turn did not begin within {settings.max_wait_seconds:g} s")
 
-    @app.exception_handler(CallerGone)
-    async def hung_up(request: Request, error: CallerGone) -> Response:
+    @app.exception_handler(ClientGone)
+    async def client_gone(request: Request, error: ClientGone) -> Response:
         return Response(status_code=CLIENT_CLOSED_REQUEST)
 
     @app.exception_handler(Exception)

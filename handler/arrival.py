@@ -1,4 +1,4 @@
-"""When a call arrived: `X-Request-Start`, the header in which a proxy stamps a request's arrival.
+"""When a request arrived: `X-Request-Start`, in which a proxy records that.
 
 Its value is `t=` or nothing, then seconds, milliseconds or microseconds since the epoch:
 nginx, HAProxy and Heroku write it, New Relic and Puma read it.
@@ -9,9 +9,9 @@ import time
 from collections.abc import Callable
 
 MAX_AGE = 300.0
-"""Seconds for which a stamp is believed; an older one comes from a wrong clock."""
+"""Seconds for which a timestamp is believed; an older one comes from a wrong clock."""
 
-_STAMP = re.compile(r"(?:t=)?([0-9]{1,16}(?:\.[0-9]{1,9})?)")
+_TIMESTAMP = re.compile(r"(?:t=)?([0-9]{1,16}(?:\.[0-9]{1,9})?)")
 _UNITS_PER_SECOND = (1.0, 1e3, 1e6)
 
 
@@ -20,18 +20,18 @@ def arrival(
     clock: Callable[[], float] = time.monotonic,
     wall: Callable[[], float] = time.time,
 ) -> float:
-    """Return when a call arrived, in seconds on the monotonic `clock`.
+    """Return when a request arrived, in seconds on the monotonic `clock`.
 
-    `request_start` is the header's value; one that is no stamp, lies ahead of the `wall` clock
-    or more than `MAX_AGE` behind it counts as none, and then the call arrived now.
+    `request_start` is the header's value; one that is no timestamp, or lies ahead of the `wall`
+    clock or more than `MAX_AGE` behind it, counts as none: then the request arrived now.
     Nothing is raised, whatever the value.
     """
     now = clock()
-    stamp = _STAMP.fullmatch(request_start or "")
-    if stamp is None:
+    timestamp = _TIMESTAMP.fullmatch(request_start or "")
+    if timestamp is None:
         return now
     for units in _UNITS_PER_SECOND:
-        age = wall() - float(stamp[1]) / units
+        age = wall() - float(timestamp[1]) / units
         if 0 <= age <= MAX_AGE:
             return now - age
     return now

@@ -1,8 +1,8 @@
-"""The local door's clock: an authorizer that SAM CLI asks before a call queues for the function."""
+"""An authorizer that SAM CLI asks when a request arrives, before it queues for the function."""
 
 import time
 
 
 def handler(event: object, context: object) -> dict[str, object]:
-    """Let the call pass, and stamp it with the seconds since the epoch."""
+    """Allow the request, and record when it arrived, in seconds since the epoch."""
     return {"isAuthorized": True, "context": {"requestStart": f"t={time.time():.6f}"}}

@@ -1,4 +1,4 @@
-"""The gate: one caller inside, the rest in line, in order of arrival.
+"""The gate: one request inside, the rest queued, in order of arrival.
 
 It knows nothing of HTTP.
 All times are seconds on one monotonic clock, which is handed in.
@@ -21,29 +21,29 @@ The rest is for timestamps of arrival, which cross two clocks and jitter by mill
 
 
 class GateFull(Exception):
-    """Raised when the line is as long as it may be; the line is unchanged."""
+    """Raised when the queue is full; it is unchanged."""
 
 
 class GateClosed(Exception):
-    """Raised when the gate closed before the caller's turn, or its turn was then cancelled.
+    """Raised when the gate closed before a turn began, or a turn is cancelled after that.
 
-    Its place is free.
+    Its slot is free.
     """
 
 
 class GateLate(Exception):
-    """Raised when the caller's turn did not begin in time; its place in line is free."""
+    """Raised when a turn did not begin in time; its slot in the queue is free."""
 
 
-class CallerGone(Exception):
-    """Raised when the caller left before its turn; its place in line is free."""
+class ClientGone(Exception):
+    """Raised when a client disconnected before its turn; its slot in the queue is free."""
 
 
 @dataclass(slots=True)
 class Turn:
-    """One caller's turn: when it arrived, began and ended, in seconds on the gate's clock.
+    """A request's time inside the gate, in seconds on the gate's clock; `arrived` is before it.
 
-    Only a turn that is complete has `ended`, and so an `elapsed`.
+    Only a complete turn has `ended`, and so an `elapsed`.
     """
 
     arrived: float
@@ -52,15 +52,15 @@ class Turn:
 
     @property
     def elapsed(self) -> float:
-        """Seconds from arrival to the end of the turn: the answer, exactly as it is sent."""
+        """Seconds from arrival to the end of the turn, exactly as they are sent."""
         return self.ended - self.arrived
 
 
 class Gate:
-    """Lets callers in one at a time, each for at least `seconds`.
+    """Lets requests in one at a time, each for at least `seconds`.
 
-    At most `max_waiting` callers stand in line beside the one inside, each of them until
-    `max_wait_seconds` after its arrival, or for as long as it likes where that is None.
+    At most `max_waiting` requests wait, not counting the one inside, each of them until
+    `max_wait_seconds` after its arrival, or without limit where that is None.
     `clock` counts seconds and never steps back; an event loop's own clock will not do,
     since uvloop caches its clock and rounds it to milliseconds.
     """
@@ -69,12 +69,12 @@ class Gate:
         "_clock",
         "_closed",
         "_last",
-        "_line",
         "_lock",
         "_max_wait_seconds",
         "_max_waiting",
         "_seconds",
         "_simultaneous",
+        "_waiters",
     )
 
     def __init__(
@@ -90,7 +90,7 @@ class Gate:
         self._max_wait_seconds = inf if max_wait_seconds is None else max_wait_seconds
         self._clock = clock
         self._lock = asyncio.Lock()
-        self._line: set[asyncio.Timeout] = set()
+        self._waiters: set[asyncio.Timeout] = set()
         self._last: Turn | None = None
         self._closed = False
 
@@ -101,27 +101,27 @@ class Gate:
 
     @property
     def waiting(self) -> int:
-        """How many callers stand in line."""
-        return len(self._line)
+        """How many requests wait."""
+        return len(self._waiters)
 
     @property
     def full(self) -> bool:
-        """Whether the next caller would be refused, since the line is as long as it may be."""
+        """Whether the next request would be rejected because the queue is full."""
         return not self._closed and self.waiting + self._lock.locked() > self._max_waiting
 
     @asynccontextmanager
     async def turn(self, arrived: float, gone: asyncio.Future[None]) -> AsyncIterator[Turn]:
-        """Wait in line, then hold the gate for the body and until its answer is exact.
+        """Wait in the queue, then hold the gate for the body and until `elapsed` is exact.
 
-        `arrived` is when the call arrived, in seconds on the gate's clock.
-        `gone` is done when the caller has left, which is of interest only while it is in line.
-        The turn is complete, and its `elapsed` is the answer, once the context is left.
+        `arrived` is when the request arrived, in seconds on the gate's clock.
+        `gone` is done when the client has disconnected, which matters only while it waits.
+        The turn is complete, and has its `elapsed`, once the context is left.
 
-        Raises `GateFull` at once when the line is full, and `GateClosed`, `CallerGone` or
-        `GateLate` when the gate is closed, the caller leaves or its time is over before the turn
-        begins; `GateClosed`, too, when the body is cancelled after the gate was closed.
-        A caller that is cancelled in line loses its place; one whose body raises, or is
-        cancelled inside, gives the gate to the next at once and leaves no answer behind.
+        Raises `GateFull` immediately when the queue is full, and `GateClosed`, `ClientGone` or
+        `GateLate` when the gate closes, the client disconnects or its time is over before the
+        turn begins; `GateClosed` also when the body is cancelled after the gate was closed.
+        When the wait is cancelled, its slot is free; when the body raises or is cancelled, the
+        next turn begins immediately, and no later step is measured from this one.
         """
         if self._closed:
             raise GateClosed
@@ -145,37 +145,37 @@ class Gate:
             self._lock.release()
 
     def close(self) -> None:
-        """Send away those in line and take no one more; who is inside finishes."""
+        """Reject all that wait and all that arrive; the request inside finishes."""
         self._closed = True
-        for place in self._line.copy():
-            self._send_away(place)
+        for waiter in self._waiters.copy():
+            self._stop_waiting(waiter)
 
     async def _wait(self, gone: asyncio.Future[None], deadline: float) -> None:
-        # The lock is fair, and passes the gate on when one it was just granted to is cancelled.
+        # The lock is fair, and wakes the next waiter when one that it just woke is cancelled.
         patience = None if deadline == inf else deadline - self._clock()
         try:
-            async with asyncio.timeout(patience) as place:
-                self._line.add(place)
-                gone.add_done_callback(lambda _: self._send_away(place))
+            async with asyncio.timeout(patience) as waiter:
+                self._waiters.add(waiter)
+                gone.add_done_callback(lambda _: self._stop_waiting(waiter))
                 try:
                     await self._lock.acquire()
                 finally:
-                    self._line.discard(place)
+                    self._waiters.discard(waiter)
         except TimeoutError:
             if self._closed:
                 raise GateClosed from None
-            raise (CallerGone if gone.done() else GateLate) from None
+            raise (ClientGone if gone.done() else GateLate) from None
 
-    def _send_away(self, place: asyncio.Timeout) -> None:
-        if place in self._line and not place.expired():
-            self._line.discard(place)
-            place.reschedule(-inf)
+    def _stop_waiting(self, waiter: asyncio.Timeout) -> None:
+        if waiter in self._waiters and not waiter.expired():
+            self._waiters.discard(waiter)
+            waiter.reschedule(-inf)
 
     async def _complete(self, turn: Turn) -> None:
-        # A loop's timers may end early, and an answer's elapsed is measured from its own arrival:
-        # so stay until the step, computed as its callers will, is long enough. Then, of the floats,
-        # elapsed >= earlier + seconds as well: earlier is at least seconds, so that near the step
-        # the difference is exact (Sterbenz's lemma).
+        # A loop's timers may end early, and each elapsed is measured from its own arrival: so stay
+        # until the step, computed as clients will, is long enough. Then, of the floats, elapsed >=
+        # earlier + seconds as well: earlier is at least seconds, so that near the step the
+        # difference is exact (Sterbenz's lemma).
         seconds, last = self._seconds, self._last
         earlier = -inf
         if last and turn.arrived < last.ended and turn.arrived - last.arrived <= self._simultaneous:

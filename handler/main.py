@@ -1,4 +1,4 @@
-"""The two front doors: `app` for an ASGI server, `handler` for AWS Lambda."""
+"""The entry points: `app` for an ASGI server, `handler` for AWS Lambda."""
 
 import os
 import warnings
@@ -25,11 +25,11 @@ with warnings.catch_warnings():
 
 
 def handler(event: LambdaEvent, context: LambdaContext) -> dict[str, Any]:
-    """Answer an event of API Gateway's.
+    """Return the response to an event of API Gateway's.
 
-    Through SAM CLI the stamp of its clock, `clock.py`, goes before any that the caller sent.
+    In SAM CLI the timestamp of `clock.py` takes precedence over any that the client sent.
     """
     match event:
-        case {"requestContext": {"authorizer": {"lambda": {"requestStart": stamp}}}}:
-            event["headers"]["X-Request-Start"] = stamp
+        case {"requestContext": {"authorizer": {"lambda": {"requestStart": timestamp}}}}:
+            event["headers"]["X-Request-Start"] = timestamp
     return mangum(event, context)

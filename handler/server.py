@@ -20,12 +20,12 @@ except ImportError:  # pragma: no cover
     fcntl = None  # type: ignore[assignment]  # Windows
 
 HANG_SECONDS = 10
-"""Seconds for which work may go on beyond a turn when it is told to stop, until it is cancelled."""
+"""Seconds beyond a turn after which work that goes on at a shutdown is cancelled."""
 
 GRACE = 0.25
-"""Seconds for which a server that is told to stop goes on accepting connections, to refuse them.
+"""Seconds for which a server that shuts down still accepts connections, to reject their requests.
 
-The rest of a burst that is arriving is told to come again, where it would meet a closing socket.
+The rest of a burst that is arriving gets a 503, where it would otherwise meet a closing socket.
 """
 
 
@@ -39,7 +39,7 @@ def uvicorn_server() -> Any:
 
 
 def unfit(settings: Settings) -> str | None:
-    """Return why a server in this process could not keep the promises, in a line, or None."""
+    """Return in a line why this process should not serve, or None."""
     if uvicorn_server():
         from handler.connections import require
 
@@ -108,11 +108,11 @@ async def serving(
 ) -> AsyncIterator[None]:
     """Bound the server's connections, and call `close` in the event loop on SIGTERM and SIGINT.
 
-    `rejection` is what clients get for whose connections there is no room.
-    `GRACE` seconds after the signal uvicorn is told to exit, which it does, with status 0, when
-    every request is answered; what goes on a turn and `HANG_SECONDS` later is cancelled, unless
-    uvicorn was told when (`--timeout-graceful-shutdown`). A second SIGINT cancels it at once.
-    Another server than uvicorn is left as it is.
+    `rejection` is the response to clients whose connections exceed the bound.
+    `GRACE` seconds after the signal uvicorn begins to exit, which it does, with status 0, when
+    every request is answered. Work that goes on a turn and `HANG_SECONDS` later is cancelled, or
+    when `--timeout-graceful-shutdown` says so; by a second SIGINT, immediately.
+    Servers other than uvicorn are left as they are.
     """
     loop = asyncio.get_running_loop()
     server = uvicorn_server()

@@ -38,7 +38,7 @@ async def test_full(client: httpx.AsyncClient) -> None:
     for answer in answers[:15]:
         assert answer.headers["retry-after"] == "1"
         assert answer.headers["cache-control"] == "no-store"
-        assert answer.json() == {"detail": "The queue is full, at 4 waiting; try again in 1 s."}
+        assert answer.json() == {"detail": "The queue is full (4 waiting); try again in 1 s."}
 
 
 async def test_late() -> None:
@@ -78,7 +78,7 @@ async def test_full_under_a_root_path(app: FastAPI) -> None:
     refused = await client.get("/api/test")
     assert refused.status_code == 503
     assert refused.headers["retry-after"] == "1"
-    assert refused.json() == {"detail": "The queue is full, at 4 waiting; try again in 1 s."}
+    assert refused.json() == {"detail": "The queue is full (4 waiting); try again in 1 s."}
     assert [(await answer).status_code for answer in served] == [200] * 5
 
 
@@ -170,18 +170,21 @@ async def test_one_route(client: httpx.AsyncClient, app: FastAPI) -> None:
 
 
 async def test_openapi(client: httpx.AsyncClient) -> None:
-    """OpenAPI describes the 200 and the 503 with their bodies and headers."""
+    """OpenAPI describes the 200, the 500 and the 503, with bodies that can happen, and headers."""
     document = (await client.get("/openapi.json")).json()
-    responses = document["paths"]["/test"]["get"]["responses"]
-    assert list(responses) == ["200", "503"]
-    schemas = [
-        response["content"]["application/json"]["schema"]["$ref"].rpartition("/")[2]
-        for response in responses.values()
-    ]
-    assert [list(document["components"]["schemas"][name]["properties"]) for name in schemas] == [
-        ["elapsed"],
-        ["detail"],
-    ]
-    assert list(responses["200"]["headers"]) == ["Server-Timing"]
-    assert list(responses["503"]["headers"]) == ["Retry-After"]
+    operation = document["paths"]["/test"]["get"]
+    assert operation["operationId"] == "run_work"
+    schemas = {
+        status: response["content"]["application/json"]["schema"]["$ref"].rpartition("/")[2]
+        for status, response in operation["responses"].items()
+    }
+    assert schemas == {"200": "Result", "500": "Error", "503": "Error"}
+    properties = {
+        name: schema["properties"] for name, schema in document["components"]["schemas"].items()
+    }
+    assert properties["Result"]["elapsed"]["examples"] == [6.001]
+    assert list(properties["Result"]) == ["elapsed"]
+    assert list(properties["Error"]) == ["detail"]
+    assert list(operation["responses"]["200"]["headers"]) == ["Server-Timing"]
+    assert list(operation["responses"]["503"]["headers"]) == ["Retry-After"]
     assert (await client.get("/docs")).status_code == 200

@@ -18,7 +18,7 @@ from hypothesis.stateful import (
     rule,
 )
 
-from handler.gate import CallerGone, Gate, GateClosed, GateFull, GateLate, Turn
+from handler.gate import ClientGone, Gate, GateClosed, GateFull, GateLate, Turn
 from tests.support.assertions import is_short, simultaneous
 from tests.support.virtual_time import TICK, VirtualTimeLoop, after_passes, run
 
@@ -184,7 +184,7 @@ def test_leave_at_every_moment(name: str, how: str) -> None:
         leave = callers[name].cancel if how == "cancelled" else partial(gone.set_result, None)
         after_passes(moment, leave)
         await asyncio.wait(callers.values())
-        left = callers[name].cancelled() or isinstance(callers[name].exception(), CallerGone)
+        left = callers[name].cancelled() or isinstance(callers[name].exception(), ClientGone)
         assert rig.served == [other for other in callers if other != name or not left]
         assert repr(rig.gate) == "<Gate open, none inside, 0 of 1000 waiting>"
         assert asyncio.all_tasks() == {asyncio.current_task()}
@@ -259,7 +259,7 @@ async def test_gone_as_the_gate_closes(passes: int) -> None:
     gone.set_result(None)
     after_passes(passes, rig.gate.close)
     await asyncio.wait([inside, leaving, *waiting])
-    assert isinstance(leaving.exception(), GateClosed | CallerGone)
+    assert isinstance(leaving.exception(), GateClosed | ClientGone)
     assert [type(caller.exception()) for caller in waiting] == [GateClosed] * 2
     assert (rig.served, rig.errors) == (["a"], [])
 
@@ -352,7 +352,7 @@ async def test_leaving_when_late(moment: int) -> None:
     after_passes(moment, partial(gone.set_result, None))
     after_passes(moment, rig.gate.close)
     await asyncio.wait([inside, leaving, waiting])
-    assert isinstance(leaving.exception(), CallerGone | GateClosed | GateLate)
+    assert isinstance(leaving.exception(), ClientGone | GateClosed | GateLate)
     assert isinstance(waiting.exception(), GateClosed | GateLate)
     assert (rig.served, rig.errors, rig.gate.waiting) == (["a"], [], 0)
 

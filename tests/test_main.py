@@ -89,7 +89,7 @@ async def test_stop(command: str, signum: signal.Signals) -> None:
         assert [answer.status for answer in answers] == [503] * 5 + [200]
         for refused in answers[:-1]:
             assert refused.headers["retry-after"] == "1"
-            assert refused.body == b'{"detail":"The service is stopping; try again in 1 s."}'
+            assert refused.body == b'{"detail":"The service is shutting down; try again in 1 s."}'
         assert server.process.wait(LIMIT) == 0
         assert time.monotonic() - stopped < 2.9 * turn
 
@@ -119,7 +119,7 @@ async def test_stop_when_the_work_hangs(app: str, how: str) -> None:
             await asyncio.sleep(0.4)
         answer = await client.answer()
         assert answer.status == 503
-        assert answer.body == b'{"detail":"The service is stopping; try again in 3 s."}'
+        assert answer.body == b'{"detail":"The service is shutting down; try again in 3 s."}'
         assert server.process.wait(LIMIT) == 0
         assert time.monotonic() - stopped < 4
 

@@ -121,7 +121,7 @@ def test_not_served_in_time() -> None:
     with endpoint.function.environment:
         answer = endpoint.call(arrived=time.time() - 28.5)
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "4")
-    assert answer.json() == NOT_SERVED
+    assert answer.json() == NOT_COMPLETED
 
 
 def test_no_work_that_cannot_end_in_time() -> None:
@@ -140,8 +140,8 @@ def outcome(status: int, body: str, **headers: str) -> dict[str, str]:
     return {"status": "SUCCEEDED", "output": json.dumps(result(status, body, **headers))}
 
 
-NOT_SERVED = {"detail": "Not served in time; try again later."}
-TOO_MANY = {"detail": "Too many callers; try again later."}
+NOT_COMPLETED = {"detail": "Not completed in time; try again later."}
+TOO_MANY_REQUESTS = {"detail": "Too many requests; try again later."}
 ERROR = {"detail": "Internal Server Error"}
 ENDINGS: dict[str, tuple[int, dict[str, str], int, dict[str, str], dict[str, Any]]] = {
     "served": (
@@ -159,7 +159,7 @@ ENDINGS: dict[str, tuple[int, dict[str, str], int, dict[str, str], dict[str, Any
         {"detail": "stopping"},
     ),
     "the function's own 500": (200, outcome(500, json.dumps(ERROR)), 500, {}, ERROR),
-    "timed out": (200, {"status": "TIMED_OUT"}, 503, {"Retry-After": "4"}, NOT_SERVED),
+    "timed out": (200, {"status": "TIMED_OUT"}, 503, {"Retry-After": "4"}, NOT_COMPLETED),
     "failed": (
         200,
         {"status": "FAILED", "error": "ZeroDivisionError", "cause": "secret"},
@@ -180,7 +180,7 @@ ENDINGS: dict[str, tuple[int, dict[str, str], int, dict[str, str], dict[str, Any
         {"__type": "com.amazon.coral.availability#ThrottlingException", "message": "Rate exceeded"},
         503,
         {"Retry-After": "4"},
-        TOO_MANY,
+        TOO_MANY_REQUESTS,
     ),
     "start not allowed": (
         400,
@@ -230,8 +230,8 @@ def test_gateway_responses(endpoint: Endpoint) -> None:
         name: (answer.status_code, answer.headers.get("retry-after"), answer.json())
         for name, answer in answers.items()
     } == {
-        "THROTTLED": (429, "4", TOO_MANY),
-        "INTEGRATION_TIMEOUT": (503, "4", NOT_SERVED),
+        "THROTTLED": (429, "4", TOO_MANY_REQUESTS),
+        "INTEGRATION_TIMEOUT": (503, "4", NOT_COMPLETED),
         "ACCESS_DENIED": (403, None, {"detail": "Forbidden"}),
         "MISSING_AUTHENTICATION_TOKEN": (404, None, {"detail": "Not Found"}),
         "UNSUPPORTED_MEDIA_TYPE": (415, None, {"detail": "Unsupported Media Type"}),
