@@ -9,6 +9,7 @@ import errno
 import logging
 import os
 import socket
+from asyncio.trsock import TransportSocket
 from contextlib import suppress
 from functools import partial
 from math import inf
@@ -42,6 +43,12 @@ HEADERS = 100
 
 LINGER_SECONDS = 1.0
 """Seconds for which a rejected client may read why, until its connection is closed."""
+
+IDLE_SECONDS = 0.5
+"""Seconds after which a connection without a request makes room for a new one, if need be."""
+
+REJECTED_AT_ONCE = 64
+"""How many clients are rejected in an iteration of the event loop, which has other things to do."""
 
 LOG_SECONDS = 60.0
 """Seconds from one line of the log to the next, however many connections are rejected."""
@@ -96,9 +103,10 @@ def bound(config: Config, max_waiting: int, rejection: Response) -> None:
 
 
 class Overflow:
-    """What clients beyond `connections` get: a rejection, immediately.
+    """What clients beyond `connections` get: a rejection, immediately, or the place of an idle one.
 
-    To be made in the running event loop.
+    To be made in the running event loop. `idle` are the connections without a request, and since
+    when, the oldest first.
     """
 
     def __init__(self, connections: int, rejection: Response) -> None:
@@ -108,6 +116,8 @@ class Overflow:
             b"".join(b"%b: %b\r\n" % header for header in rejection.raw_headers),
             bytes(rejection.body),
         )
+        self.idle: dict[Connection, float] = {}
+        self._paused: set[int] = set()
         self._logs_again: float = -inf
         self._loop = asyncio.get_running_loop()
         self._handle_others = self._loop.get_exception_handler()
@@ -126,32 +136,50 @@ class Overflow:
     def _keep_spare(self) -> None:
         self._spare = os.open(os.devnull, os.O_RDONLY)
 
+    def make_room(self) -> bool:
+        """Cut off the connection that has been idle for longest; return whether there was one."""
+        oldest = next(iter(self.idle), None)
+        if oldest is None or self._loop.time() - self.idle[oldest] < IDLE_SECONDS:
+            return False
+        del self.idle[oldest]
+        oldest.transport.abort()
+        return True
+
     def _handle(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        # Where no descriptor is left, asyncio logs that for each client, stops listening for a
-        # second and lets them wait (python/cpython#151615). Until then, this listens.
-        out_of_descriptors = getattr(context.get("exception"), "errno", None) == errno.EMFILE
-        if out_of_descriptors and "socket" in context:
-            listening = context["socket"].fileno()
-            self._reject_all(listening)
-            loop.call_soon(loop.add_reader, listening, self._reject_all, listening)
+        error = context.get("exception")
+        if "socket" in context and getattr(error, "errno", None) == errno.EMFILE:
+            # Where no descriptor is left, asyncio says so for each client, stops listening for a
+            # second and lets them wait (python/cpython#151615). Until then, this listens.
+            listener = context["socket"]
+            if listener.fileno() not in self._paused:
+                self._paused.add(listener.fileno())
+                self._reject_waiting(listener)
+                loop.call_soon(self._listen, listener, listener.fileno())
+        elif "_start_serving" in context["message"] and isinstance(error, ValueError):
+            pass  # the second is over, and the server has closed
         elif self._handle_others:
             self._handle_others(loop, context)
         else:
             loop.default_exception_handler(context)
 
-    def _reject_all(self, listening: int) -> None:
+    def _listen(self, listener: TransportSocket, descriptor: int) -> None:
+        self._paused.discard(descriptor)
+        if listener.fileno() == descriptor:  # else it is closed by now
+            self._loop.add_reader(descriptor, self._reject_waiting, listener)
+
+    def _reject_waiting(self, listener: TransportSocket) -> None:
         self.log()
         os.close(self._spare)
-        listener = socket.socket(fileno=listening)
-        with suppress(OSError):  # no one else is waiting
-            while True:
-                client, _ = listener.accept()
+        accepting = socket.socket(fileno=listener.fileno())
+        with suppress(OSError):  # no client is waiting
+            for _ in range(REJECTED_AT_ONCE):
+                client, _ = accepting.accept()
                 with client, suppress(OSError):
                     client.setblocking(False)
                     client.send(self.response)
                     client.shutdown(socket.SHUT_WR)
                     client.recv(HEAD_BYTES)  # closing with a request unread would cut the response
-        listener.detach()
+        accepting.detach()
         self._keep_spare()
 
 
@@ -182,12 +210,14 @@ class Connection(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._close_after(self.timeout_keep_alive)
-        if len(self.connections) > self._overflow.connections:
+        if len(self.connections) > self._overflow.connections and not self._overflow.make_room():
             self._overflow.log()
             self._reject(self._overflow.response)
+        self._overflow.idle[self] = self.loop.time()
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
+        self._overflow.idle.pop(self, None)
         self._unset_keepalive_if_required()
 
     def data_received(self, data: bytes) -> None:
@@ -216,6 +246,7 @@ class Connection(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         super().on_headers_complete()
+        self._overflow.idle.pop(self, None)
         self._unset_keepalive_if_required()
 
     def on_body(self, body: bytes) -> None:
@@ -224,6 +255,7 @@ class Connection(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
+        self._overflow.idle[self] = self.loop.time()
         if self.transport.get_write_buffer_size():  # the kernel's is full of what was not read
             self.transport.abort()
 

@@ -86,6 +86,7 @@ async def test_a_crowd_at_a_low_limit(command: tuple[str, ...]) -> None:
     """At a limit on open files all clients beyond what fits are told so; the log has a line."""
     settings = {"WORK_SECONDS": "0.5", "MAX_WAITING": "100", "PORT": "0"}
     with serve(*limited(100, 124, *command), **settings) as server:
+        idle = [await Client.connect(server.url) for _ in range(3)]
         waiting = [await Client.call(server.url) for _ in range(101)]
         crowd = [await Client.call(server.url) for _ in range(100)]
         rejected = [await client.read() for client in crowd]
@@ -100,7 +101,10 @@ async def test_a_crowd_at_a_low_limit(command: tuple[str, ...]) -> None:
         newcomer = await (await Client.call(server.url)).answer()
         assert newcomer.status in (200, 503)
         began = time.monotonic()
+        flood = [await Client.connect(server.url) for _ in range(200)]
         assert server.stop() == 0
+        for client in (*idle, *flood):
+            await client.hang_up()
         assert time.monotonic() - began < 2
     assert sum("Rejecting connections beyond 109" in line for line in server.log) == 1
     assert not [line for line in server.log if "Traceback" in line]
@@ -176,7 +180,6 @@ HONEST = {
     "a body in chunks": head("Transfer-Encoding: chunked") + CHUNKS + b"0\r\n\r\n",
     "a trailer": head("Transfer-Encoding: chunked") + b"0\r\nX: x\r\n\r\n",
     "HTTP/1.0": b"GET /test HTTP/1.0\r\n\r\n",
-    "100-continue": head("Expect: 100-continue", "Content-Length: 1") + b"x",
     "h2c": head("Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAMAAABk"),
     "closing": head("Connection: close"),
 }
@@ -187,6 +190,14 @@ async def test_honest_requests(request_: bytes, service: Service) -> None:
     """Whatever HTTP allows is served, within bounds that are far away."""
     client = await Client.connect(service.url)
     client.writer.write(request_)
+    assert (await client.answer()).status == 200
+
+
+async def test_continue(service: Service) -> None:
+    """A client that waits to be told so sends its body, and is served."""
+    client = await Client.call(service.url, headers="Expect: 100-continue\r\nContent-Length: 1\r\n")
+    assert await client.reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+    client.writer.write(b"x")
     assert (await client.answer()).status == 200
 
 
@@ -283,6 +294,25 @@ async def test_requests_ahead(service: Service) -> None:
     assert (await client.read()).status == 200
     assert await closed(client) == b""
     assert service.worked == 1
+
+
+async def test_idle_connections_make_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the bound a new client gets the place of a connection that has been idle for a while."""
+    monkeypatch.setattr(connections, "require", lambda max_waiting: 5)
+    monkeypatch.setattr(connections, "IDLE_SECONDS", 0.2)
+    async with serving() as service:
+        kept = await Client.call(service.url, "/nothing")
+        assert (await kept.read()).status == 404
+        idle = [await Client.connect(service.url) for _ in range(4)]
+        await service.connections(5)
+        rejected = await (await Client.call(service.url)).answer()
+        assert rejected.status == 503
+        assert b"Too many connections" in rejected.body
+        await asyncio.sleep(0.2)
+        assert (await (await Client.call(service.url)).answer()).status == 200
+        assert await closed(kept) == b""
+        for client in idle:
+            await client.hang_up()
 
 
 async def test_nothing_is_read(service: Service) -> None:
