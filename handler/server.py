@@ -111,7 +111,8 @@ async def serving(
     `rejection` is the response to clients whose connections exceed the bound.
     `GRACE` seconds after the signal uvicorn begins to exit, which it does, with status 0, when
     every request is answered. Work that goes on a turn and `HANG_SECONDS` later is cancelled, or
-    when `--timeout-graceful-shutdown` says so; by a second SIGINT, immediately.
+    when `--timeout-graceful-shutdown` says so; by a second SIGINT, immediately. A third is
+    uvicorn's own to handle.
     Servers other than uvicorn are left as they are.
     """
     loop = asyncio.get_running_loop()
@@ -123,7 +124,7 @@ async def serving(
         loop.call_soon_threadsafe(loop.call_later, GRACE, setattr, server, "should_exit", True)
 
     def force(signum: int, frame: FrameType | None) -> None:
-        server.handle_exit(signum, frame)
+        signal.signal(signal.SIGINT, server.handle_exit)
         for task in server.server_state.tasks:
             loop.call_soon_threadsafe(task.cancel)
 

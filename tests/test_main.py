@@ -122,6 +122,7 @@ async def test_stop_when_the_work_hangs(app: str, how: str) -> None:
         assert answer.body == b'{"detail":"The service is shutting down; try again in 3 s."}'
         assert server.process.wait(LIMIT) == 0
         assert time.monotonic() - stopped < 4
+    assert not [line for line in server.log if "Traceback" in line]
 
 
 def gunicorn(*options: str) -> tuple[str, ...]:
