@@ -14,7 +14,7 @@ from fastapi import FastAPI
 from handler.app import create_app
 from handler.settings import Settings
 from handler.worker import Work
-from tests.support.entry_points import burst, calling, request_start
+from tests.support.entry_points import burst, client_for, request_start
 
 WORK_SECONDS = 0.1
 SETTINGS = Settings(work_seconds=WORK_SECONDS, max_waiting=4)
@@ -28,34 +28,34 @@ def app() -> FastAPI:
 
 @pytest.fixture
 def client(app: FastAPI) -> httpx.AsyncClient:
-    return calling(app)
+    return client_for(app)
 
 
 async def test_full(client: httpx.AsyncClient) -> None:
     """Of 20 callers where 4 may wait, 5 are served, and 15 are told at once when to come again."""
-    answers = await burst(client, 20)
-    assert [answer.status_code for answer in answers] == [503] * 15 + [200] * 5
-    for answer in answers[:15]:
-        assert answer.headers["retry-after"] == "1"
-        assert answer.headers["cache-control"] == "no-store"
-        assert answer.json() == {"detail": "The queue is full (4 waiting); try again in 1 s."}
+    responses = await burst(client, 20)
+    assert [response.status_code for response in responses] == [503] * 15 + [200] * 5
+    for response in responses[:15]:
+        assert response.headers["retry-after"] == "1"
+        assert response.headers["cache-control"] == "no-store"
+        assert response.json() == {"detail": "The queue is full (4 waiting); try again in 1 s."}
 
 
 async def test_late() -> None:
     """Whose turn does not begin within `MAX_WAIT_SECONDS` is told then when to come again."""
     settings = Settings(work_seconds=WORK_SECONDS, max_wait_seconds=2.5 * WORK_SECONDS)
     began = time.monotonic()
-    answers = await burst(calling(create_app(settings)), 10)
+    responses = await burst(client_for(create_app(settings)), 10)
     assert time.monotonic() - began < 4 * WORK_SECONDS
-    assert sorted(answer.status_code for answer in answers) == [200] * 3 + [503] * 7
-    for answer in answers:
-        if answer.status_code == 503:
-            assert answer.headers["retry-after"] == "1"
+    assert sorted(response.status_code for response in responses) == [200] * 3 + [503] * 7
+    for response in responses:
+        if response.status_code == 503:
+            assert response.headers["retry-after"] == "1"
             detail = "The turn did not begin within 0.25 s; try again in 1 s."
-            assert answer.json() == {"detail": detail}
+            assert response.json() == {"detail": detail}
 
 
-async def test_refused_before_anything_is_made(app: FastAPI, client: httpx.AsyncClient) -> None:
+async def test_rejected_before_anything_is_made(app: FastAPI, client: httpx.AsyncClient) -> None:
     """A refusal makes no task and reads nothing: in a flood, everyone waits for what it costs."""
     served = [asyncio.create_task(client.get("/test")) for _ in range(5)]
     await asyncio.sleep(0)
@@ -72,14 +72,14 @@ async def test_refused_before_anything_is_made(app: FastAPI, client: httpx.Async
 
 async def test_full_under_a_root_path(app: FastAPI) -> None:
     """Whoever comes by another path, as with uvicorn's --root-path, is refused alike."""
-    client = calling(app, root_path="/api")
+    client = client_for(app, root_path="/api")
     served = [asyncio.create_task(client.get("/api/test")) for _ in range(5)]
     await asyncio.sleep(0)
-    refused = await client.get("/api/test")
-    assert refused.status_code == 503
-    assert refused.headers["retry-after"] == "1"
-    assert refused.json() == {"detail": "The queue is full (4 waiting); try again in 1 s."}
-    assert [(await answer).status_code for answer in served] == [200] * 5
+    rejected = await client.get("/api/test")
+    assert rejected.status_code == 503
+    assert rejected.headers["retry-after"] == "1"
+    assert rejected.json() == {"detail": "The queue is full (4 waiting); try again in 1 s."}
+    assert [(await response).status_code for response in served] == [200] * 5
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ async def test_full_under_a_root_path(app: FastAPI) -> None:
 )
 async def test_retry_after(work_seconds: float, retry_after: str) -> None:
     """`Retry-After` is a turn, in whole seconds: by then one place has come free."""
-    client = calling(create_app(Settings(work_seconds=work_seconds, max_waiting=0)))
+    client = client_for(create_app(Settings(work_seconds=work_seconds, max_waiting=0)))
     served = asyncio.create_task(client.get("/test"))
     await asyncio.sleep(0)
     assert (await client.get("/test")).headers["retry-after"] == retry_after
@@ -97,22 +97,22 @@ async def test_retry_after(work_seconds: float, retry_after: str) -> None:
 async def test_work() -> None:
     """Each call's turn does the work once, for the seconds that are set."""
     work = AsyncMock()
-    answers = await burst(calling(create_app(SETTINGS, work)), 3)
-    assert [answer.status_code for answer in answers] == [200] * 3
+    responses = await burst(client_for(create_app(SETTINGS, work)), 3)
+    assert [response.status_code for response in responses] == [200] * 3
     assert [call.args for call in work.await_args_list] == [(WORK_SECONDS,)] * 3
 
 
 @pytest.mark.parametrize("sleep", [asyncio.sleep, time.sleep])
 async def test_failure(sleep: Work) -> None:
     """When the work fails its caller gets a 500 that reveals nothing, and the next is served."""
-    calls = count()
+    runs = count()
 
     def fail_first(seconds: float) -> object:
-        if next(calls) == 0:
+        if next(runs) == 0:
             raise ZeroDivisionError("the secret reason")
         return sleep(seconds)
 
-    failed, served = await burst(calling(create_app(SETTINGS, fail_first)), 2)
+    failed, served = await burst(client_for(create_app(SETTINGS, fail_first)), 2)
     assert failed.status_code == 500
     assert failed.json() == {"detail": "Internal Server Error"}
     assert served.status_code == 200
@@ -122,7 +122,7 @@ async def test_failure(sleep: Work) -> None:
 @pytest.mark.parametrize("begun", [False, True])
 async def test_disconnect_is_logged(begun: bool, caplog: pytest.LogCaptureFixture) -> None:
     """A request that ends without a response is a line of the log; the others are none."""
-    client = calling(app := create_app(SETTINGS))
+    client = client_for(app := create_app(SETTINGS))
     served = asyncio.create_task(client.get("/test"))
     await asyncio.sleep(WORK_SECONDS / 2)
     if begun:
@@ -139,7 +139,7 @@ async def test_disconnect_is_logged(begun: bool, caplog: pytest.LogCaptureFixtur
     )
 
 
-async def test_hang_up(app: FastAPI, client: httpx.AsyncClient) -> None:
+async def test_disconnect(app: FastAPI, client: httpx.AsyncClient) -> None:
     """A caller that hangs up while it waits is done with at once, as nginx logs it."""
     served = asyncio.create_task(client.get("/test"))
     await asyncio.sleep(0)
@@ -153,10 +153,10 @@ async def test_hang_up(app: FastAPI, client: httpx.AsyncClient) -> None:
 @pytest.mark.parametrize("trusted", [True, False])
 async def test_request_start(trusted: bool) -> None:
     """`X-Request-Start` is where elapsed begins if it is trusted, and is ignored otherwise."""
-    client = calling(create_app(Settings(work_seconds=0.01, trust_request_start=trusted)))
-    stamp = float(request_start()["X-Request-Start"].removeprefix("t="))
-    answer = await client.get("/test", headers={"X-Request-Start": f"t={stamp - 100}"})
-    assert (answer.json()["elapsed"] > 100) is trusted
+    client = client_for(create_app(Settings(work_seconds=0.01, trust_request_start=trusted)))
+    timestamp = float(request_start()["X-Request-Start"].removeprefix("t="))
+    response = await client.get("/test", headers={"X-Request-Start": f"t={timestamp - 100}"})
+    assert (response.json()["elapsed"] > 100) is trusted
 
 
 async def test_one_route(client: httpx.AsyncClient, app: FastAPI) -> None:

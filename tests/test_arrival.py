@@ -11,9 +11,9 @@ WALL = 1_795_500_000.0
 """A day in November 2026, in seconds since the epoch."""
 
 
-def arrived(stamp: str | None) -> float:
+def arrived(timestamp: str | None) -> float:
     """Return when a call with this header arrived, for a clock at `NOW` and a wall at `WALL`."""
-    return arrival(stamp, clock=lambda: NOW, wall=lambda: WALL)
+    return arrival(timestamp, clock=lambda: NOW, wall=lambda: WALL)
 
 
 @pytest.mark.parametrize("prefix", ["", "t="])

@@ -14,12 +14,12 @@ from handler.arrival import arrival
 LIST_IMPORTED = "import sys; before = {*sys.modules}; import clock; print({*sys.modules} - before)"
 
 
-def test_a_call() -> None:
+def test_a_request() -> None:
     """Every call is let pass, with the time as a stamp of arrival that the app reads."""
     before = time.monotonic()
-    answer = clock.handler({}, None)
-    assert answer["isAuthorized"] is True
-    context = answer["context"]
+    response = clock.handler({}, None)
+    assert response["isAuthorized"] is True
+    context = response["context"]
     assert isinstance(context, dict)
     assert arrival(context["requestStart"]) == pytest.approx(before, abs=1)
     assert arrival(context["requestStart"], wall=lambda: time.time() + 9) < before - 8

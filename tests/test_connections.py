@@ -45,9 +45,9 @@ class Service:
         [listener] = self.server.servers[0].sockets
         return f"http://127.0.0.1:{listener.getsockname()[1]}"
 
-    async def connections(self, number: int) -> None:
+    async def connections(self, n: int) -> None:
         """Return once so many connections are open."""
-        await until(lambda: len(self.server.server_state.connections) == number)
+        await until(lambda: len(self.server.server_state.connections) == n)
 
 
 @asynccontextmanager
@@ -87,24 +87,24 @@ async def test_a_crowd_at_a_low_limit(command: tuple[str, ...]) -> None:
     settings = {"WORK_SECONDS": "0.5", "MAX_WAITING": "100", "PORT": "0"}
     with serve(*limited(100, 124, *command), **settings) as server:
         idle = [await Client.connect(server.url) for _ in range(3)]
-        waiting = [await Client.call(server.url) for _ in range(101)]
-        crowd = [await Client.call(server.url) for _ in range(100)]
+        waiting = [await Client.get(server.url) for _ in range(101)]
+        crowd = [await Client.get(server.url) for _ in range(100)]
         rejected = [await client.read() for client in crowd]
-        assert {answer.status for answer in rejected} == {503}
-        assert {answer.headers["retry-after"] for answer in rejected} == {"1"}
-        details = {json.loads(answer.body)["detail"] for answer in rejected}
+        assert {response.status for response in rejected} == {503}
+        assert {response.headers["retry-after"] for response in rejected} == {"1"}
+        details = {json.loads(response.body)["detail"] for response in rejected}
         assert "Too many connections; try again in 1 s." in details
-        served = await waiting[0].answer()
+        served = await waiting[0].response()
         assert served.status == 200
         for client in (*waiting, *crowd):
-            await client.hang_up()
-        newcomer = await (await Client.call(server.url)).answer()
-        assert newcomer.status in (200, 503)
+            await client.disconnect()
+        after = await (await Client.get(server.url)).response()
+        assert after.status in (200, 503)
         began = time.monotonic()
         flood = [await Client.connect(server.url) for _ in range(200)]
         assert server.stop() == 0
         for client in (*idle, *flood):
-            await client.hang_up()
+            await client.disconnect()
         assert time.monotonic() - began < 2
     assert sum("Rejecting connections beyond 109" in line for line in server.log) == 1
     assert not [line for line in server.log if "Traceback" in line]
@@ -129,7 +129,7 @@ async def closed(client: Client) -> bytes:
         except ConnectionResetError:
             return b""
         finally:
-            await client.hang_up()
+            await client.disconnect()
 
 
 @pytest.mark.parametrize("sent", [b"", b"GET /te", GET[:-2]], ids=["nothing", "a line", "a head"])
@@ -138,14 +138,14 @@ async def test_half_a_request(sent: bytes, service: Service, head_seconds: float
     began = time.monotonic()
     client = await Client.connect(service.url)
     client.writer.write(sent)
-    assert (await (await Client.call(service.url)).answer()).status == 200
+    assert (await (await Client.get(service.url)).response()).status == 200
     assert await closed(client) == b""
     assert time.monotonic() - began >= head_seconds
 
 
 async def test_after_a_response(service: Service, head_seconds: float) -> None:
     """The next request on a connection has as long again, however short uvicorn's keep-alive is."""
-    client = await Client.call(service.url)
+    client = await Client.get(service.url)
     for _ in range(2):
         assert (await client.read()).status == 200
         await asyncio.sleep(head_seconds / 2)
@@ -161,8 +161,8 @@ async def test_slow_clients(service: Service, head_seconds: float) -> None:
         for client in clients:
             client.writer.write(piece)
         await asyncio.sleep(head_seconds / 4)
-    answers = await asyncio.gather(*(client.answer() for client in clients))
-    assert [answer.status for answer in answers] == [200] * 5
+    responses = await asyncio.gather(*(client.response() for client in clients))
+    assert [response.status for response in responses] == [200] * 5
 
 
 def head(*headers: str, path: str = "/test") -> bytes:
@@ -190,29 +190,29 @@ async def test_honest_requests(request_: bytes, service: Service) -> None:
     """Whatever HTTP allows is served, within bounds that are far away."""
     client = await Client.connect(service.url)
     client.writer.write(request_)
-    assert (await client.answer()).status == 200
+    assert (await client.response()).status == 200
 
 
 async def test_continue(service: Service) -> None:
     """A client that waits to be told so sends its body, and is served."""
-    client = await Client.call(service.url, headers="Expect: 100-continue\r\nContent-Length: 1\r\n")
+    client = await Client.get(service.url, headers="Expect: 100-continue\r\nContent-Length: 1\r\n")
     assert await client.reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
     client.writer.write(b"x")
-    assert (await client.answer()).status == 200
+    assert (await client.response()).status == 200
 
 
 @pytest.mark.parametrize("path", ["/test", "/nothing"])
 async def test_a_slow_body(path: str, service: Service, head_seconds: float) -> None:
     """A body may come slowly while its request waits; the rest of it is soon cut after that."""
-    waited_for = await Client.call(service.url)
-    client = await Client.call(service.url, path, "Content-Length: 1000\r\n")
-    answer = asyncio.create_task(client.read())
-    while not answer.done():
+    waited_for = await Client.get(service.url)
+    client = await Client.get(service.url, path, "Content-Length: 1000\r\n")
+    response = asyncio.create_task(client.read())
+    while not response.done():
         client.writer.write(b"x")
         await asyncio.sleep(head_seconds / 10)
-    assert (await answer).status == {"/test": 200, "/nothing": 404}[path]
+    assert (await response).status == {"/test": 200, "/nothing": 404}[path]
     assert await closed(client) == b""
-    await waited_for.answer()
+    await waited_for.response()
 
 
 GREEDY = {
@@ -232,15 +232,15 @@ async def test_greedy_heads(start: bytes, more: bytes, service: Service) -> None
     client = await Client.connect(service.url)
     client.writer.write(start)
     sent = len(start)
-    answer = asyncio.create_task(client.read())
-    while more and not answer.done():
+    response = asyncio.create_task(client.read())
+    while more and not response.done():
         client.writer.write(more)
         await client.writer.drain()
         sent += len(more)
         assert sent < 2**22
-    assert (await answer).status == 400
-    assert (await answer).headers["connection"] == "close"
-    await client.hang_up()
+    assert (await response).status == 400
+    assert (await response).headers["connection"] == "close"
+    await client.disconnect()
     await service.connections(0)
 
 
@@ -258,13 +258,13 @@ async def test_endless_ends(start: bytes, more: bytes, service: Service) -> None
     before = service.server.server_state.total_requests
     client = await Client.connect(service.url)
     client.writer.write(start)
-    answer = asyncio.create_task(client.read())
-    while not answer.done():
+    response = asyncio.create_task(client.read())
+    while not response.done():
         client.writer.write(more)
         await asyncio.sleep(0)
-    assert (await answer).status == 200
-    assert (await answer).headers["connection"] == "close"
-    await client.hang_up()
+    assert (await response).status == 200
+    assert (await response).headers["connection"] == "close"
+    await client.disconnect()
     await service.connections(0)
     assert service.server.server_state.total_requests == before + 1
     assert service.worked == 1
@@ -273,18 +273,18 @@ async def test_endless_ends(start: bytes, more: bytes, service: Service) -> None
 @pytest.mark.parametrize("later", [False, True], ids=["in a packet", "in a later packet"])
 async def test_ghosts(later: bool, service: Service) -> None:
     """A client that leaves is noticed, however many requests it had sent ahead."""
-    running = await Client.call(service.url)
-    ghosts = [await Client.call(service.url) for _ in range(50)]
+    running = await Client.get(service.url)
+    ghosts = [await Client.get(service.url) for _ in range(50)]
     await service.connections(51)
     for ghost in ghosts:
         ghost.writer.write(GET if later else b"")
         await ghost.writer.drain()
     for ghost in ghosts:
-        await ghost.hang_up()
-    after = await (await Client.call(service.url)).answer()
+        await ghost.disconnect()
+    after = await (await Client.get(service.url)).response()
     assert json.loads(after.body)["elapsed"] < 2 * WORK_SECONDS + 0.1
     assert service.worked == 2
-    await running.answer()
+    await running.response()
 
 
 async def test_requests_ahead(service: Service) -> None:
@@ -301,18 +301,18 @@ async def test_idle_connections_make_room(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(connections, "require", lambda max_waiting: 5)
     monkeypatch.setattr(connections, "IDLE_SECONDS", 0.2)
     async with serving() as service:
-        kept = await Client.call(service.url, "/nothing")
+        kept = await Client.get(service.url, "/nothing")
         assert (await kept.read()).status == 404
         idle = [await Client.connect(service.url) for _ in range(4)]
         await service.connections(5)
-        rejected = await (await Client.call(service.url)).answer()
+        rejected = await (await Client.get(service.url)).response()
         assert rejected.status == 503
         assert b"Too many connections" in rejected.body
         await asyncio.sleep(0.2)
-        assert (await (await Client.call(service.url)).answer()).status == 200
+        assert (await (await Client.get(service.url)).response()).status == 200
         assert await closed(kept) == b""
         for client in idle:
-            await client.hang_up()
+            await client.disconnect()
 
 
 async def test_nothing_is_read(service: Service) -> None:
@@ -334,7 +334,7 @@ async def test_nothing_is_read(service: Service) -> None:
         assert 10 < state.total_requests < 9_000
 
 
-async def test_stop_with_connections_open() -> None:
+async def test_shutdown_with_connections_open() -> None:
     """Told to stop, it ends within a turn, whatever connections are open."""
     async with serving() as service:
         clients = [await Client.connect(service.url) for _ in range(4)]
@@ -351,7 +351,7 @@ async def test_stop_with_connections_open() -> None:
 async def test_another_protocol() -> None:
     """Where uvicorn is given another protocol, that is what serves."""
     async with serving(http="h11") as service:
-        assert (await (await Client.call(service.url)).answer()).status == 200
+        assert (await (await Client.get(service.url)).response()).status == 200
 
 
 async def test_other_errors(caplog: pytest.LogCaptureFixture) -> None:

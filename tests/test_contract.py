@@ -14,37 +14,37 @@ from tests.support.entry_points import EntryPoint
 from tests.support.server import LIMIT, ROOT, UVICORN, serve
 
 
-def test_an_answer(entry_point: EntryPoint) -> None:
+def test_a_response(entry_point: EntryPoint) -> None:
     """A call is answered with the seconds that it took, and nothing else."""
-    [answer] = entry_point.burst(1)
-    assert answer.status_code == 200
-    assert answer.headers["content-type"] == "application/json"
-    assert answer.headers["cache-control"] == "no-store"
-    assert list(answer.json()) == ["elapsed"]
-    assert isinstance(answer.json()["elapsed"], float)
-    assert answer.json()["elapsed"] >= entry_point.work_seconds
+    [response] = entry_point.burst(1)
+    assert response.status_code == 200
+    assert response.headers["content-type"] == "application/json"
+    assert response.headers["cache-control"] == "no-store"
+    assert list(response.json()) == ["elapsed"]
+    assert isinstance(response.json()["elapsed"], float)
+    assert response.json()["elapsed"] >= entry_point.work_seconds
 
 
 def test_server_timing(entry_point: EntryPoint) -> None:
     """`Server-Timing` splits the elapsed time into waiting and working, in milliseconds."""
-    for answer in entry_point.burst(2):
-        timing = SERVER_TIMING.fullmatch(answer.headers["server-timing"])
+    for response in entry_point.burst(2):
+        timing = SERVER_TIMING.fullmatch(response.headers["server-timing"])
         assert timing
         queue, work = map(float, timing.groups())
         assert work >= 1e3 * entry_point.work_seconds
-        assert queue + work == pytest.approx(1e3 * answer.json()["elapsed"], abs=0.002)
+        assert queue + work == pytest.approx(1e3 * response.json()["elapsed"], abs=0.002)
 
 
-@pytest.mark.parametrize("calls", [2, 4, 8])
-def test_a_burst(entry_point: EntryPoint, calls: int) -> None:
+@pytest.mark.parametrize("n", [2, 4, 8])
+def test_a_burst(entry_point: EntryPoint, n: int) -> None:
     """Simultaneous calls return one by one, each exactly a turn or more after the one before."""
-    assert_staircase(entry_point.burst(calls), entry_point.work_seconds)
+    assert_staircase(entry_point.burst(n), entry_point.work_seconds)
 
 
-def test_a_caller_in_a_loop(entry_point: EntryPoint) -> None:
+def test_a_client_in_a_loop(entry_point: EntryPoint) -> None:
     """Who calls again when it is answered is held to no step: each of its calls takes one turn."""
-    answers = [entry_point.burst(1)[0].json()["elapsed"] for _ in range(4)]
-    assert sum(answers) < 2 * 4 * entry_point.work_seconds
+    elapsed = [entry_point.burst(1)[0].json()["elapsed"] for _ in range(4)]
+    assert sum(elapsed) < 2 * 4 * entry_point.work_seconds
 
 
 def test_url_on_this_machine() -> None:
@@ -78,7 +78,7 @@ def test_url_that_cannot_be_used(url: str, proxy: str, monkeypatch: pytest.Monke
     """What `--url` cannot use is told in one line, with the URL."""
     monkeypatch.setenv("ALL_PROXY", proxy)
     config = cast("pytest.Config", SimpleNamespace(getoption={"url": url}.get))
-    with pytest.raises(pytest.UsageError) as refusal:
+    with pytest.raises(pytest.UsageError) as error:
         pytest_configure(config)
-    assert str(refusal.value).startswith(f"--url {url}: ")
-    assert "\n" not in str(refusal.value)
+    assert str(error.value).startswith(f"--url {url}: ")
+    assert "\n" not in str(error.value)

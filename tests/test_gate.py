@@ -20,7 +20,7 @@ from hypothesis.stateful import (
 
 from handler.gate import ClientGone, Gate, GateClosed, GateFull, GateLate, Turn
 from tests.support.assertions import is_short, simultaneous
-from tests.support.virtual_time import TICK, VirtualTimeLoop, after_passes, run
+from tests.support.virtual_time import TICK, VirtualTimeLoop, after_iterations, run
 
 pytestmark = pytest.mark.virtual_time
 
@@ -29,7 +29,7 @@ SOON = 1e-3
 """Virtual seconds in which all that is ready gets done."""
 
 
-def stays() -> asyncio.Future[None]:
+def connected() -> asyncio.Future[None]:
     """Return what a caller that does not leave has for `gone`."""
     return asyncio.get_running_loop().create_future()
 
@@ -60,8 +60,8 @@ class Rig:
     ) -> asyncio.Task[Turn]:
         """Start a caller, that works by sleeping unless told otherwise."""
 
-        async def call() -> Turn:
-            async with self.gate.turn(self.clock() - ago, gone or stays()) as turn:
+        async def request() -> Turn:
+            async with self.gate.turn(self.clock() - ago, gone or connected()) as turn:
                 assert not self.inside, f"{name} came in beside {self.inside}"
                 self.inside.add(name)
                 try:
@@ -71,7 +71,7 @@ class Rig:
             self.served.append(name)
             return turn
 
-        return asyncio.create_task(call())
+        return asyncio.create_task(request())
 
 
 async def fails() -> None:
@@ -82,7 +82,7 @@ async def fails() -> None:
 async def test_order_of_arrival() -> None:
     """Callers are served one at a time, in the order in which they arrived."""
     rig = Rig()
-    names = [f"caller {n}" for n in range(20)]
+    names = [f"client {n}" for n in range(20)]
     await asyncio.gather(*map(rig.arrive, names))
     assert rig.served == names
 
@@ -112,41 +112,41 @@ async def test_a_turn_lasts() -> None:
 async def test_full() -> None:
     """A caller beyond the bound is told at once, and those in line keep their places."""
     rig = Rig(max_waiting=2)
-    callers = [rig.arrive(name) for name in "abcd"]
+    clients = [rig.arrive(name) for name in "abcd"]
     with pytest.raises(GateFull):
-        await callers.pop()
+        await clients.pop()
     assert rig.clock() < SOON
     assert rig.gate.waiting == 2
-    await asyncio.gather(*callers)
+    await asyncio.gather(*clients)
     assert rig.served == ["a", "b", "c"]
 
 
-async def test_full_without_a_line() -> None:
+async def test_full_without_a_queue() -> None:
     """With no place to wait, one caller is served and the next one is told at once."""
     rig = Rig(max_waiting=0)
-    inside, refused = rig.arrive("inside"), rig.arrive("refused")
+    inside, rejected = rig.arrive("inside"), rig.arrive("rejected")
     with pytest.raises(GateFull):
-        await refused
+        await rejected
     await inside
     await rig.arrive("later")
     assert rig.served == ["inside", "later"]
 
 
-@pytest.mark.parametrize("leaves", range(1, 4), ids=["first", "middle", "last"])
-async def test_cancel_in_line(leaves: int) -> None:
+@pytest.mark.parametrize("index", range(1, 4), ids=["first", "middle", "last"])
+async def test_cancel_while_waiting(index: int) -> None:
     """Who is cancelled in line loses its place at once, and no one waits for it."""
     rig = Rig(max_waiting=3)
-    callers = [rig.arrive(name) for name in "abcd"]
+    clients = [rig.arrive(name) for name in "abcd"]
     await asyncio.sleep(1)
-    callers[leaves].cancel()
-    await asyncio.wait([callers.pop(leaves)])
+    clients[index].cancel()
+    await asyncio.wait([clients.pop(index)])
     assert rig.clock() == pytest.approx(1, abs=SOON)
     assert rig.gate.waiting == 2
-    await asyncio.gather(*callers)
+    await asyncio.gather(*clients)
     assert rig.clock() == pytest.approx(3 * SECONDS, abs=SOON)
 
 
-@pytest.mark.parametrize("at", [1, 2.95], ids=["working", "kept"])
+@pytest.mark.parametrize("at", [1, 2.95], ids=["working", "held"])
 async def test_cancel_inside(at: float) -> None:
     """Who is cancelled inside, at work or kept for exactness, frees the gate at once."""
     rig = Rig()
@@ -164,46 +164,48 @@ async def test_cancel_inside(at: float) -> None:
     ("name", "how"),
     [
         ("inside", "cancelled"),
-        ("first in line", "cancelled"),
-        ("last in line", "cancelled"),
-        ("first in line", "gone"),
-        ("last in line", "gone"),
+        ("first in queue", "cancelled"),
+        ("last in queue", "cancelled"),
+        ("first in queue", "gone"),
+        ("last in queue", "gone"),
     ],
 )
-def test_leave_at_every_moment(name: str, how: str) -> None:
+def test_disconnect_at_every_iteration(name: str, how: str) -> None:
     """Whenever a caller is cancelled or leaves, at any await of anyone's, the rest are served."""
 
-    async def main(moment: int) -> bool:
+    async def main(iterations: int) -> bool:
         """Let the caller leave after so many passes of the loop; return whether it was in time."""
         rig = Rig(seconds=20 * TICK)
-        gone = stays()
-        callers = {
+        gone = connected()
+        clients = {
             other: rig.arrive(other, gone=gone if other == name else None)
-            for other in ("inside", "first in line", "last in line")
+            for other in ("inside", "first in queue", "last in queue")
         }
-        leave = callers[name].cancel if how == "cancelled" else partial(gone.set_result, None)
-        after_passes(moment, leave)
-        await asyncio.wait(callers.values())
-        left = callers[name].cancelled() or isinstance(callers[name].exception(), ClientGone)
-        assert rig.served == [other for other in callers if other != name or not left]
+        disconnect = clients[name].cancel if how == "cancelled" else partial(gone.set_result, None)
+        after_iterations(iterations, disconnect)
+        await asyncio.wait(clients.values())
+        disconnected = clients[name].cancelled() or isinstance(
+            clients[name].exception(), ClientGone
+        )
+        assert rig.served == [other for other in clients if other != name or not disconnected]
         assert repr(rig.gate) == "<Gate open, none inside, 0 of 1000 waiting>"
         assert asyncio.all_tasks() == {asyncio.current_task()}
-        return left
+        return disconnected
 
-    moments = 0
-    while run(main(moments)):
-        moments += 1
-    assert moments > 10
+    iterations = 0
+    while run(main(iterations)):
+        iterations += 1
+    assert iterations > 10
 
 
 @pytest.mark.parametrize("times", [1, 2])
-def test_close_at_every_moment(times: int) -> None:
+def test_close_at_every_iteration(times: int) -> None:
     """Whenever the gate is closed, once or again, whose turn has begun finishes, the rest are told.
 
     Nothing else comes out, to the callers or to the loop.
     """
 
-    async def main(moment: int) -> bool:
+    async def main(iterations: int) -> bool:
         """Close the gate after so many passes of the loop; return whether that was in time."""
         rig = Rig(seconds=20 * TICK)
         begun: list[str] = []
@@ -213,77 +215,77 @@ def test_close_at_every_moment(times: int) -> None:
             begun.append(name)
             await asyncio.sleep(rig.seconds)
 
-        callers = [rig.arrive(name, partial(work, name)) for name in "abc"]
+        clients = [rig.arrive(name, partial(work, name)) for name in "abc"]
 
         def close() -> None:
             begun_when_closed.append(begun.copy())
             rig.gate.close()
 
         for again in range(times):
-            after_passes(moment + again, close)
-        await asyncio.wait(callers)
+            after_iterations(iterations + again, close)
+        await asyncio.wait(clients)
         assert not rig.errors
-        refused = [isinstance(caller.exception(), GateClosed) for caller in callers]
-        assert refused == sorted(refused)
+        rejected = [isinstance(client.exception(), GateClosed) for client in clients]
+        assert rejected == sorted(rejected)
         assert rig.served == begun_when_closed[0]
-        assert len(rig.served) == refused.count(False)
+        assert len(rig.served) == rejected.count(False)
         with pytest.raises(GateClosed):
             await rig.arrive("late")
         assert repr(rig.gate) == "<Gate closed, none inside, 0 of 1000 waiting>"
-        return any(refused)
+        return any(rejected)
 
-    moments = 0
-    while run(main(moments)):
-        moments += 1
-    assert moments > 10
+    iterations = 0
+    while run(main(iterations)):
+        iterations += 1
+    assert iterations > 10
 
 
-async def test_gone_inside() -> None:
+async def test_disconnect_inside() -> None:
     """Who leaves once its turn has begun is served to the end."""
     rig = Rig()
-    gone = stays()
+    gone = connected()
     inside = rig.arrive("inside", gone=gone)
     await asyncio.sleep(1)
     gone.set_result(None)
     assert (await inside).elapsed >= SECONDS
 
 
-@pytest.mark.parametrize("passes", range(5))
-async def test_gone_as_the_gate_closes(passes: int) -> None:
+@pytest.mark.parametrize("iterations", range(5))
+async def test_disconnect_as_the_gate_closes(iterations: int) -> None:
     """A caller that leaves about when the gate closes is sent away once, and so are the others."""
     rig = Rig()
-    gone = stays()
-    inside, leaving = (rig.arrive(name, gone=gone) for name in "ab")
+    gone = connected()
+    inside, disconnecting = (rig.arrive(name, gone=gone) for name in "ab")
     waiting = [rig.arrive(name) for name in "cd"]
     await asyncio.sleep(1)
     gone.set_result(None)
-    after_passes(passes, rig.gate.close)
-    await asyncio.wait([inside, leaving, *waiting])
-    assert isinstance(leaving.exception(), GateClosed | ClientGone)
-    assert [type(caller.exception()) for caller in waiting] == [GateClosed] * 2
+    after_iterations(iterations, rig.gate.close)
+    await asyncio.wait([inside, disconnecting, *waiting])
+    assert isinstance(disconnecting.exception(), GateClosed | ClientGone)
+    assert [type(client.exception()) for client in waiting] == [GateClosed] * 2
     assert (rig.served, rig.errors) == (["a"], [])
 
 
 async def test_failure_inside() -> None:
     """A body that raises frees the gate at once, and its error comes out unchanged."""
     rig = Rig()
-    broken, after = rig.arrive("broken", work=fails), rig.arrive("after")
+    failed, after = rig.arrive("failed", work=fails), rig.arrive("after")
     with pytest.raises(ZeroDivisionError):
-        await broken
+        await failed
     turn = await after
     assert turn.began == pytest.approx(1, abs=SOON)
     assert turn.elapsed == pytest.approx(4, abs=SOON)
 
 
-async def test_failure_between_two_answers() -> None:
+async def test_failure_between_two_responses() -> None:
     """A turn that failed leaves no answer: the next is held to the one before it."""
     rig = Rig()
     first = rig.arrive("first")
     await asyncio.sleep(0.1)
-    broken = rig.arrive("broken", work=fails)
+    failed = rig.arrive("failed", work=fails)
     await asyncio.sleep(0.1)
     last = rig.arrive("last")
-    await asyncio.wait([broken])
+    await asyncio.wait([failed])
     assert not is_short((await first).elapsed, (await last).elapsed, SECONDS)
 
 
@@ -293,13 +295,13 @@ async def test_close() -> None:
     It is closed then, and not full.
     """
     rig = Rig(max_waiting=2)
-    inside, *line = [rig.arrive(name) for name in "abc"]
+    inside, *waiting = [rig.arrive(name) for name in "abc"]
     await asyncio.sleep(1)
     rig.gate.close()
     rig.gate.close()
     assert not rig.gate.full
-    refusals = await asyncio.gather(*line, rig.arrive("late"), return_exceptions=True)
-    assert [type(refusal) for refusal in refusals] == [GateClosed] * 3
+    rejections = await asyncio.gather(*waiting, rig.arrive("late"), return_exceptions=True)
+    assert [type(rejection) for rejection in rejections] == [GateClosed] * 3
     assert rig.clock() == pytest.approx(1, abs=SOON)
     assert (await inside).elapsed >= SECONDS
 
@@ -342,17 +344,17 @@ async def test_late_since_the_loop_was_blocked() -> None:
     assert rig.served == ["inside"]
 
 
-@pytest.mark.parametrize("moment", range(6))
-async def test_leaving_when_late(moment: int) -> None:
+@pytest.mark.parametrize("iterations", range(6))
+async def test_disconnect_when_late(iterations: int) -> None:
     """Who leaves, or is sent away, about when it is late, is so once; nothing else comes out."""
     rig = Rig(max_wait_seconds=1)
-    gone = stays()
-    inside, leaving, waiting = rig.arrive("a"), rig.arrive("b", gone=gone), rig.arrive("c")
+    gone = connected()
+    inside, disconnecting, waiting = rig.arrive("a"), rig.arrive("b", gone=gone), rig.arrive("c")
     await asyncio.sleep(1 - 3 * TICK)
-    after_passes(moment, partial(gone.set_result, None))
-    after_passes(moment, rig.gate.close)
-    await asyncio.wait([inside, leaving, waiting])
-    assert isinstance(leaving.exception(), ClientGone | GateClosed | GateLate)
+    after_iterations(iterations, partial(gone.set_result, None))
+    after_iterations(iterations, rig.gate.close)
+    await asyncio.wait([inside, disconnecting, waiting])
+    assert isinstance(disconnecting.exception(), ClientGone | GateClosed | GateLate)
     assert isinstance(waiting.exception(), GateClosed | GateLate)
     assert (rig.served, rig.errors, rig.gate.waiting) == (["a"], [], 0)
 
@@ -373,11 +375,11 @@ async def test_repr() -> None:
     """The debugger shows the state, who is inside and how many wait."""
     rig = Rig(max_waiting=5)
     assert repr(rig.gate) == "<Gate open, none inside, 0 of 5 waiting>"
-    callers = [rig.arrive(name) for name in "abc"]
+    clients = [rig.arrive(name) for name in "abc"]
     await asyncio.sleep(0)
     assert repr(rig.gate) == "<Gate open, one inside, 2 of 5 waiting>"
     rig.gate.close()
-    await asyncio.gather(*callers, return_exceptions=True)
+    await asyncio.gather(*clients, return_exceptions=True)
     assert repr(rig.gate) == "<Gate closed, none inside, 0 of 5 waiting>"
 
 
@@ -387,7 +389,7 @@ async def test_an_incomplete_turn_has_no_elapsed() -> None:
     turns: list[Turn] = []
 
     async def fail() -> None:
-        async with rig.gate.turn(rig.clock(), stays()) as turn:
+        async with rig.gate.turn(rig.clock(), connected()) as turn:
             turns.append(turn)
             assert not hasattr(turn, "elapsed")
             raise ZeroDivisionError
@@ -457,13 +459,13 @@ def test_exact_step(
         loop = asyncio.get_running_loop()
         gate = Gate(seconds, len(arrivals), clock=lambda: start + loop.time())
 
-        async def call(arrived: float) -> Turn:
-            async with gate.turn(arrived, stays()) as turn:
+        async def request(arrived: float) -> Turn:
+            async with gate.turn(arrived, connected()) as turn:
                 await asyncio.sleep(seconds)
             return turn
 
         await asyncio.sleep(max(arrivals))
-        return await asyncio.gather(*(call(start + arrived) for arrived in arrivals))
+        return await asyncio.gather(*(request(start + arrived) for arrived in arrivals))
 
     turns = run(main(), timer_error)
     for turn in turns:
@@ -493,7 +495,7 @@ def test_exact_to_the_last_bit(arrived: float, share: float, late: float, second
         gate = Gate(seconds, 0, clock=lambda: next(clock))
         turns = []
         for arrival in (arrived, arrived + apart):
-            async with gate.turn(arrival, stays()) as turn:
+            async with gate.turn(arrival, connected()) as turn:
                 pass
             turns.append(turn)
         return turns
@@ -529,10 +531,10 @@ class GateMachine(RuleBasedStateMachine):
 
     @rule()
     def arrive(self) -> None:
-        async def call() -> Turn:
+        async def request() -> Turn:
             task = asyncio.current_task()
             assert task
-            async with self.gate.turn(self.loop.time(), stays()) as turn:
+            async with self.gate.turn(self.loop.time(), connected()) as turn:
                 self.inside.append(task)
                 try:
                     await outcome
@@ -541,7 +543,7 @@ class GateMachine(RuleBasedStateMachine):
             return turn
 
         outcome: asyncio.Future[None] = self.loop.create_future()
-        task = self.loop.create_task(call())
+        task = self.loop.create_task(request())
         self.outcome[task] = outcome
         self.settle()
         if len(self.model) > self.max_waiting:
@@ -570,7 +572,7 @@ class GateMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.model)
     @rule(data=st.data())
-    def hang_up(self, data: st.DataObject) -> None:
+    def cancel(self, data: st.DataObject) -> None:
         task = self.model.pop(data.draw(st.integers(0, len(self.model) - 1)))
         task.cancel()
         self.settle()
@@ -578,7 +580,7 @@ class GateMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: len(self.model) > 1)
     @rule()
-    def hang_up_when_just_granted(self) -> None:
+    def cancel_when_just_granted(self) -> None:
         failed, granted = self.model.pop(0), self.model.pop(0)
         self.outcome[failed].set_exception(ZeroDivisionError())
         failed.add_done_callback(lambda _: granted.cancel())
@@ -591,7 +593,7 @@ class GateMachine(RuleBasedStateMachine):
         self.settle(seconds)
 
     @invariant()
-    def the_first_is_inside_and_the_rest_in_line(self) -> None:
+    def the_first_is_inside_and_the_rest_wait(self) -> None:
         assert self.inside == self.model[:1]
         assert self.gate.waiting == len(self.model[1:])
 

@@ -17,7 +17,7 @@ from tests.support.entry_points import (
     http_api_event,
     lambda_entry,
     rest_event,
-    stamped_by_clock,
+    timestamped_by_clock,
 )
 from tests.support.server import LIMIT, PYTHON_M, UVICORN, Server, run, serve
 
@@ -37,30 +37,30 @@ def server(request: pytest.FixtureRequest) -> Iterator[Server]:
         yield server
 
 
-async def test_hang_up_in_line(server: Server) -> None:
+async def test_disconnect_while_waiting(server: Server) -> None:
     """Callers that hang up while they wait free their places at once, and no turn is lost."""
-    served = await Client.call(server.url)
+    served = await Client.get(server.url)
     await fence(server.url)
-    gone = [await Client.call(server.url) for _ in range(MAX_WAITING)]
+    gone = [await Client.get(server.url) for _ in range(MAX_WAITING)]
     await fence(server.url)
-    for caller in gone:
-        await caller.hang_up()
+    for client in gone:
+        await client.disconnect()
     await fence(server.url)
-    async with httpx.AsyncClient(base_url=server.url, timeout=LIMIT) as client:
-        answers = await burst(client, MAX_WAITING)
-    assert [answer.status_code for answer in answers] == [200] * MAX_WAITING
-    turns = answers[-1].json()["elapsed"] / WORK_SECONDS
+    async with httpx.AsyncClient(base_url=server.url, timeout=LIMIT) as others:
+        responses = await burst(others, MAX_WAITING)
+    assert [response.status_code for response in responses] == [200] * MAX_WAITING
+    turns = responses[-1].json()["elapsed"] / WORK_SECONDS
     assert MAX_WAITING < turns < MAX_WAITING + 1.9
-    assert (await served.answer()).status == 200
+    assert (await served.response()).status == 200
 
 
-async def test_hang_up_inside(server: Server) -> None:
+async def test_disconnect_inside(server: Server) -> None:
     """Work that has begun is finished, though its caller hangs up; the next waits for its end."""
-    gone = await Client.call(server.url)
+    gone = await Client.get(server.url)
     await fence(server.url)
-    await gone.hang_up()
-    after = await Client.call(server.url)
-    elapsed = json.loads((await after.answer()).body)["elapsed"]
+    await gone.disconnect()
+    after = await Client.get(server.url)
+    elapsed = json.loads((await after.response()).body)["elapsed"]
     assert 1.5 * WORK_SECONDS < elapsed < 2.9 * WORK_SECONDS
 
 
@@ -73,25 +73,26 @@ async def test_hang_up_inside(server: Server) -> None:
         ("work in a thread", signal.SIGTERM),
     ],
 )
-async def test_stop(command: str, signum: signal.Signals) -> None:
+async def test_shutdown(command: str, signum: signal.Signals) -> None:
     """Told to stop, it answers the one that runs, sends the waiting away, and exits 0."""
     turn = 0.5
     with serve(*COMMANDS[command], WORK_SECONDS=str(turn), PORT="0") as server:
-        callers = [await Client.call(server.url)]
+        clients = [await Client.get(server.url)]
         await fence(server.url)
-        callers += [await Client.call(server.url) for _ in range(5)]
+        clients += [await Client.get(server.url) for _ in range(5)]
         await fence(server.url)
-        stopped = time.monotonic()
+        began = time.monotonic()
         server.process.send_signal(signum)
-        answers = [
-            await answer for answer in asyncio.as_completed([caller.answer() for caller in callers])
+        responses = [
+            await response
+            for response in asyncio.as_completed([client.response() for client in clients])
         ]
-        assert [answer.status for answer in answers] == [503] * 5 + [200]
-        for refused in answers[:-1]:
-            assert refused.headers["retry-after"] == "1"
-            assert refused.body == b'{"detail":"The service is shutting down; try again in 1 s."}'
+        assert [response.status for response in responses] == [503] * 5 + [200]
+        for rejected in responses[:-1]:
+            assert rejected.headers["retry-after"] == "1"
+            assert rejected.body == b'{"detail":"The service is shutting down; try again in 1 s."}'
         assert server.process.wait(LIMIT) == 0
-        assert time.monotonic() - stopped < 2.9 * turn
+        assert time.monotonic() - began < 2.9 * turn
 
 
 @pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
@@ -106,22 +107,22 @@ def test_bad_setting(command: tuple[str, ...]) -> None:
 
 @pytest.mark.parametrize("how", ["SIGTERM", "SIGINT twice"])
 @pytest.mark.parametrize("app", ["hanging", "hanging_in_a_thread"])
-async def test_stop_when_the_work_hangs(app: str, how: str) -> None:
+async def test_shutdown_when_the_work_hangs(app: str, how: str) -> None:
     """Work that hangs is cancelled in the end, its client is told, and the process exits."""
     limit = "1" if how == "SIGTERM" else "20"
     command = (*UVICORN, "--timeout-graceful-shutdown", limit, f"tests.support.apps:{app}")
     with serve(*command) as server:
-        client = await Client.call(server.url)
+        client = await Client.get(server.url)
         await fence(server.url)
-        stopped = time.monotonic()
+        began = time.monotonic()
         for signum in [signal.SIGTERM] if how == "SIGTERM" else [signal.SIGINT] * 2:
             server.process.send_signal(signum)
             await asyncio.sleep(0.4)
-        answer = await client.answer()
-        assert answer.status == 503
-        assert answer.body == b'{"detail":"The service is shutting down; try again in 3 s."}'
+        response = await client.response()
+        assert response.status == 503
+        assert response.body == b'{"detail":"The service is shutting down; try again in 3 s."}'
         assert server.process.wait(LIMIT) == 0
-        assert time.monotonic() - stopped < 4
+        assert time.monotonic() - began < 4
     assert not [line for line in server.log if "Traceback" in line]
 
 
@@ -141,8 +142,8 @@ def test_several_processes() -> None:
     """A second process on a socket is refused in a line, and the server, whichever, ends."""
     with ThreadPoolExecutor(len(SEVERAL)) as pool:
         outputs = [done.stdout for done in pool.map(lambda command: run(*command), SEVERAL)]
-    refusal = "handler: refusing to start a second process on one socket: "
-    assert [output.count(refusal) for output in outputs] == [1] * len(SEVERAL), outputs
+    message = "handler: refusing to start a second process on one socket: "
+    assert [output.count(message) for output in outputs] == [1] * len(SEVERAL), outputs
 
 
 def test_python_m_is_one_worker() -> None:
@@ -174,11 +175,11 @@ def test_reload() -> None:
         assert server.stop() == 0
 
 
-def test_the_clock_goes_before_the_caller() -> None:
+def test_the_clock_takes_precedence_over_the_client() -> None:
     """At the local entry point the clock's stamp counts, and not one that the caller sent."""
     sent = {"X-Request-Start": f"t={time.time() - 100}"}
     with lambda_entry(work_seconds=0.01) as invoke:
-        assert invoke(stamped_by_clock(sent)).json()["elapsed"] < 100
+        assert invoke(timestamped_by_clock(sent)).json()["elapsed"] < 100
 
 
 def test_another_authorizer() -> None:

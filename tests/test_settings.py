@@ -81,9 +81,9 @@ def test_dotenv(tmp_path: Path) -> None:
 def test_invalid(variable: str, values: list[str], allowed: str) -> None:
     """A bad value is refused in one line, with the variable, the value and what is allowed."""
     for value in values:
-        with pytest.raises(InvalidSetting) as refusal:
+        with pytest.raises(InvalidSetting) as error:
             load(**{variable: value})
-        assert str(refusal.value) == f"{variable}={value!r}: must be {allowed}"
+        assert str(error.value) == f"{variable}={value!r}: must be {allowed}"
 
 
 @pytest.mark.parametrize(
@@ -94,9 +94,9 @@ def test_invalid_hostname(name: str, tmp_path: Path) -> None:
     """What cannot be a host's name is refused in `.env`, in one line."""
     dotenv = tmp_path / ".env"
     dotenv.write_text(f"HOSTNAME='{name}'\n")
-    with pytest.raises(InvalidSetting) as refusal:
+    with pytest.raises(InvalidSetting) as error:
         Settings.read({}, dotenv)
-    assert str(refusal.value) == f"HOSTNAME={name!r}: must be a host name or IP address"
+    assert str(error.value) == f"HOSTNAME={name!r}: must be a host name or IP address"
 
 
 @pytest.mark.parametrize(
@@ -126,9 +126,9 @@ def test_dotenv_that_is_a_folder(tmp_path: Path) -> None:
 
 def test_several_invalid() -> None:
     """All bad values are named at once, still in one line."""
-    with pytest.raises(InvalidSetting) as refusal:
+    with pytest.raises(InvalidSetting) as error:
         load(PORT="x", WORK_SECONDS="y")
-    assert str(refusal.value) == (
+    assert str(error.value) == (
         "PORT='x': must be a whole number from 0 to 65535; "
         "WORK_SECONDS='y': must be a finite number of seconds above 0"
     )

@@ -24,9 +24,9 @@ from handler.app import create_app
 from handler.arrival import arrival
 from handler.settings import Settings
 from tests.support.assertions import SERVER_TIMING, assert_staircase, is_short, simultaneous
-from tests.support.clients import Answer, Client, fence
-from tests.support.entry_points import burst, calling, connect
-from tests.support.flood import flood
+from tests.support.clients import Client, Response, fence
+from tests.support.entry_points import burst, client_for, connect
+from tests.support.overload import overload
 from tests.support.server import LIMIT, PYTHON_M, UVICORN, Server, resident_memory, serve
 
 WORK_SECONDS = 0.3
@@ -45,42 +45,42 @@ def descriptors(server: Server) -> int:
     return len(os.listdir(f"/proc/{server.process.pid}/fd"))
 
 
-async def crowd(server: Server, callers: int, seconds: float) -> list[tuple[float, Answer]]:
+async def crowd(server: Server, n: int, seconds: float) -> list[tuple[float, Response]]:
     """Let so many call, and a random half of them hang up at a random moment.
 
     Returns when each of the others called and what it was answered, in order of return.
     """
-    chance = random.Random(callers)
-    answers: list[tuple[float, Answer]] = []
+    chance = random.Random(n)
+    responses: list[tuple[float, Response]] = []
 
-    async def call(stays: bool) -> None:
-        stamp = time.time()
-        caller = await Client.call(server.url, headers=f"X-Request-Start: t={stamp:.6f}\r\n")
+    async def get(stays: bool) -> None:
+        timestamp = time.time()
+        client = await Client.get(server.url, headers=f"X-Request-Start: t={timestamp:.6f}\r\n")
         if stays:
-            answers.append((stamp, await caller.answer()))
+            responses.append((timestamp, await client.response()))
         else:
-            await asyncio.sleep(chance.uniform(0, 0.6 * callers * seconds))
-            await caller.hang_up()
+            await asyncio.sleep(chance.uniform(0, 0.6 * n * seconds))
+            await client.disconnect()
 
-    staying = [chance.random() < 0.5 for _ in range(callers)]
-    await asyncio.gather(*map(call, staying))
-    assert [answer.status for _, answer in answers] == [200] * sum(staying)
-    return answers
+    staying = [chance.random() < 0.5 for _ in range(n)]
+    await asyncio.gather(*map(get, staying))
+    assert [response.status for _, response in responses] == [200] * sum(staying)
+    return responses
 
 
 async def test_a_crowd(scale: int) -> None:
     """Half of a crowd hangs up at random; the rest are served as promised, and nothing is left."""
-    callers, seconds = 200 * scale, 0.005
+    n, seconds = 200 * scale, 0.005
     settings = {
         "WORK_SECONDS": str(seconds),
-        "MAX_WAITING": str(callers),
+        "MAX_WAITING": str(n),
         "TRUST_REQUEST_START": "true",
     }
     with serve(*QUIET, **settings) as server:
         idle = descriptors(server)
-        await crowd(server, callers, seconds)
+        await crowd(server, n, seconds)
         memory = resident_memory(server.process.pid)
-        answers = await crowd(server, callers, seconds)
+        responses = await crowd(server, n, seconds)
         assert resident_memory(server.process.pid) < 1.1 * memory
         for _ in range(100):  # the server closes a connection some passes after its caller
             await fence(server.url)
@@ -88,101 +88,103 @@ async def test_a_crowd(scale: int) -> None:
                 break
         assert descriptors(server) == idle
     turns = []
-    elapsed = [json.loads(answer.body)["elapsed"] for _, answer in answers]
-    for (called, answer), took in zip(answers, elapsed, strict=True):
-        timing = SERVER_TIMING.fullmatch(answer.headers["server-timing"])
+    elapsed = [json.loads(response.body)["elapsed"] for _, response in responses]
+    for (sent, response), took in zip(responses, elapsed, strict=True):
+        timing = SERVER_TIMING.fullmatch(response.headers["server-timing"])
         assert timing
-        turns.append((called + float(timing[1]) / 1e3, called + took))
+        turns.append((sent + float(timing[1]) / 1e3, sent + took))
     for (_, ended), (began, _) in pairwise(turns):
         assert began > ended - 1e-4  # stamps and header are rounded, and the wall clock is trimmed
     for index, (earlier, later) in enumerate(pairwise(elapsed)):
-        if abs(answers[index + 1][0] - answers[index][0]) <= simultaneous(seconds):
+        if abs(responses[index + 1][0] - responses[index][0]) <= simultaneous(seconds):
             assert not is_short(earlier, later, seconds)
 
 
-async def test_stopped_at_random(scale: int) -> None:
+async def test_shutdown_at_random(scale: int) -> None:
     """Told to stop in the middle of a burst, every caller gets a 200 or a 503; it exits 0."""
     for seed in range(2 * scale):
-        moment = random.Random(seed)
+        chance = random.Random(seed)
         with serve(*QUIET, WORK_SECONDS="0.05") as server:
 
-            async def call(after: float, server: Server = server) -> int:
+            async def get(after: float, server: Server = server) -> int:
                 await asyncio.sleep(after)
-                caller = await Client.call(server.url)
-                return (await caller.answer()).status
+                client = await Client.get(server.url)
+                return (await client.response()).status
 
             async def stop(after: float, server: Server = server) -> None:
                 await asyncio.sleep(after)
                 server.process.send_signal(signal.SIGTERM)
 
-            calls = [call(moment.uniform(0, 0.1)) for _ in range(30)]
-            statuses, _ = await asyncio.gather(asyncio.gather(*calls), stop(moment.uniform(0, 0.5)))
+            requests = [get(chance.uniform(0, 0.1)) for _ in range(30)]
+            statuses, _ = await asyncio.gather(
+                asyncio.gather(*requests), stop(chance.uniform(0, 0.5))
+            )
             assert set(statuses) <= {200, 503}
             assert server.process.wait(LIMIT) == 0
 
 
-async def test_a_flood(scale: int) -> None:
+async def test_overload(scale: int) -> None:
     """While many call again once refused, a newcomer is told at once, and the turns go on."""
     with (
         serve(*PYTHON_M, PORT="0", WORK_SECONDS="1", MAX_WAITING="4") as server,
         ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process,
     ):
-        flooding = asyncio.get_running_loop().run_in_executor(
-            process, flood, server.url, 200 + 8 * scale, 3.5
+        overloading = asyncio.get_running_loop().run_in_executor(
+            process, overload, server.url, 200 + 8 * scale, 3.5
         )
         await asyncio.sleep(1)
         waits = []
         for _ in range(3):
-            called = time.monotonic()
-            newcomer = await (await Client.call(server.url)).answer()
-            if newcomer.status == 503:
-                waits.append(time.monotonic() - called)
+            sent = time.monotonic()
+            response = await (await Client.get(server.url)).response()
+            if response.status == 503:
+                waits.append(time.monotonic() - sent)
             await asyncio.sleep(0.5)
-        answered = await flooding
+        responses = await overloading
     assert waits
     assert max(waits) < 0.5
-    served = [when for when, status in answered if status == 200]
+    served = [when for when, status in responses if status == 200]
     # The least, since the machine itself may stall during a turn.
     assert min(later - earlier for earlier, later in pairwise(served)) <= 1.1
-    print(f"newcomers: {waits} s; refusals: {sum(status == 503 for _, status in answered)}")
+    print(f"new clients: {waits} s; rejections: {sum(status == 503 for _, status in responses)}")
 
 
 async def half_a_request_line(server: Server) -> None:
-    caller = await Client.connect(server.url)
-    caller.writer.write(b"GET /te")
-    await caller.writer.drain()
-    await caller.hang_up()
+    client = await Client.connect(server.url)
+    client.writer.write(b"GET /te")
+    await client.writer.drain()
+    await client.disconnect()
 
 
 async def a_mebibyte_of_headers(server: Server) -> None:
-    caller = await Client.call(server.url, headers=f"X: {'x' * 2**20}\r\n")
+    client = await Client.get(server.url, headers=f"X: {'x' * 2**20}\r\n")
     with suppress(ConnectionError, asyncio.IncompleteReadError):
-        await caller.answer()
+        await client.response()
 
 
 async def no_http_at_all(server: Server) -> None:
-    caller = await Client.connect(server.url)
-    caller.writer.write(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n")
-    assert (await caller.answer()).status == 400
+    client = await Client.connect(server.url)
+    client.writer.write(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n")
+    assert (await client.response()).status == 400
 
 
-async def a_reset_in_mid_answer(server: Server) -> None:
-    caller = await Client.call(server.url)
-    assert await caller.reader.readexactly(9) == b"HTTP/1.1 "
-    caller.writer.transport.abort()
+async def a_reset_mid_response(server: Server) -> None:
+    client = await Client.get(server.url)
+    assert await client.reader.readexactly(9) == b"HTTP/1.1 "
+    client.writer.transport.abort()
 
 
 async def a_reset_while_waiting(server: Server) -> None:
-    caller = await Client.call(server.url)
-    await caller.writer.drain()
-    caller.writer.transport.abort()
+    client = await Client.get(server.url)
+    await client.writer.drain()
+    client.writer.transport.abort()
 
 
-ATTACKS = [
+SCENARIOS = [
     half_a_request_line,
     a_mebibyte_of_headers,
     no_http_at_all,
-    a_reset_in_mid_answer,
+    a_reset_mid_response,
     a_reset_while_waiting,
 ]
 
@@ -191,9 +193,9 @@ async def test_broken_clients(server: Server) -> None:
     """Slow and broken clients get what they deserve, and the others do not notice."""
     async with httpx.AsyncClient(base_url=server.url, timeout=LIMIT) as client:
         await connect(client, 8)
-        attacks = asyncio.gather(*(attack(server) for attack in ATTACKS))
-        answers, _ = await asyncio.gather(burst(client, 8), attacks)
-    assert_staircase(answers, WORK_SECONDS)
+        scenarios = asyncio.gather(*(scenario(server) for scenario in SCENARIOS))
+        responses, _ = await asyncio.gather(burst(client, 8), scenarios)
+    assert_staircase(responses, WORK_SECONDS)
 
 
 async def test_work_that_fails_at_random() -> None:
@@ -208,31 +210,31 @@ async def test_work_that_fails_at_random() -> None:
             raise ZeroDivisionError
         await asyncio.sleep(seconds)
 
-    client = calling(create_app(Settings(work_seconds=0.1), fail_at_random))
-    answers = await burst(client, 20)
-    assert Counter(answer.status_code for answer in answers) == {
+    client = client_for(create_app(Settings(work_seconds=0.1), fail_at_random))
+    responses = await burst(client, 20)
+    assert Counter(response.status_code for response in responses) == {
         200: 20 - failures,
         500: failures,
     }
     assert failures
-    assert_staircase([answer for answer in answers if answer.status_code == 200], 0.1)
+    assert_staircase([response for response in responses if response.status_code == 200], 0.1)
 
 
 @pytest.mark.parametrize("step", [-3600, 3600])
-async def test_clock_trouble(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_clock_fault(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A wall clock that is stepped by an hour during a wait changes no answer into nonsense."""
     wall = 1_795_500_000.0
-    monkeypatch.setattr(module, "arrival", lambda stamp: arrival(stamp, wall=lambda: wall))
-    client = calling(create_app(Settings(work_seconds=0.1, trust_request_start=True)))
+    monkeypatch.setattr(module, "arrival", lambda timestamp: arrival(timestamp, wall=lambda: wall))
+    client = client_for(create_app(Settings(work_seconds=0.1, trust_request_start=True)))
     headers = {"X-Request-Start": f"t={wall}"}
     before = [asyncio.create_task(client.get("/test", headers=headers)) for _ in range(3)]
     await asyncio.sleep(0)
     await client.get("/nothing")
     wall += step
     after = [asyncio.create_task(client.get("/test", headers=headers)) for _ in range(3)]
-    answers = [await answer for answer in (*before, *after)]
-    assert_staircase(answers, 0.1)
-    assert answers[-1].json()["elapsed"] < 2
+    responses = [await response for response in (*before, *after)]
+    assert_staircase(responses, 0.1)
+    assert responses[-1].json()["elapsed"] < 2
 
 
 def test_schemathesis(tmp_path: Path) -> None:

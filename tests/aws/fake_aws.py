@@ -72,7 +72,7 @@ class Function:
         self.tokens = float(REQUESTS_PER_SECOND)
         self.filled = time.monotonic()
         self.spans: list[tuple[float, float]] = []
-        self.refusals: list[str] = []
+        self.rejections: list[str] = []
 
     def invoke(self, event: dict[str, Any]) -> Any:
         with self.bucket:
@@ -85,9 +85,9 @@ class Function:
             if not too_fast:
                 self.tokens -= 1
         if too_fast:
-            self.refuse("ReservedFunctionInvocationRateLimitExceeded")
+            self.reject("ReservedFunctionInvocationRateLimitExceeded")
         if not self.environment.acquire(blocking=False):
-            self.refuse("ReservedFunctionConcurrentInvocationLimitExceeded")
+            self.reject("ReservedFunctionConcurrentInvocationLimitExceeded")
         began = time.monotonic()
         try:
             time.sleep(OVERHEAD)
@@ -100,8 +100,8 @@ class Function:
         """Return whether two invocations that were taken ever overlapped."""
         return any(one[1] > other[0] for one, other in pairwise(sorted(self.spans)))
 
-    def refuse(self, reason: str) -> None:
-        self.refusals.append(reason)
+    def reject(self, reason: str) -> None:
+        self.rejections.append(reason)
         time.sleep(OVERHEAD)
         raise LambdaClientError("TooManyRequestsException", f"Rate Exceeded. Reason: {reason}")
 
@@ -191,7 +191,7 @@ class Endpoint:
             text=response["responseTemplates"]["application/json"],
         )
 
-    def call(self, arrived: float) -> httpx.Response:
+    def get(self, arrived: float) -> httpx.Response:
         """Let one call, which `arrived` at the gateway, go all the way."""
         request = self.request(arrived)
         arn = self.states.start_execution(name=str(uuid.uuid4()), **request)["executionArn"]
@@ -207,14 +207,14 @@ class Endpoint:
         known = ("status", "output", "error", "cause")
         return self.response(200, {key: outcome[key] for key in known if key in outcome})
 
-    def burst(self, calls: int) -> list[httpx.Response]:
+    def burst(self, n: int) -> list[httpx.Response]:
         """Let so many calls go at once; return the answers in order of return."""
-        answers: list[httpx.Response] = []
-        with ThreadPoolExecutor(calls) as callers:
+        responses: list[httpx.Response] = []
+        with ThreadPoolExecutor(n) as clients:
             arrived = time.time()
-            for call in [callers.submit(self.call, arrived) for _ in range(calls)]:
-                call.add_done_callback(lambda call: answers.append(call.result()))
-        return answers
+            for future in [clients.submit(self.get, arrived) for _ in range(n)]:
+                future.add_done_callback(lambda future: responses.append(future.result()))
+        return responses
 
 
 @contextmanager

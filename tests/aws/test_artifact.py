@@ -79,8 +79,8 @@ def test_hundreds_of_invocations() -> None:
 
         first = time.time() - 290
         for number in range(200):  # arrivals a second apart: none is held to another's step
-            answer = invoke(rest_event({"X-Request-Start": f"t={first + number}"})).json()
-            assert 90 - number < response(answer).json()["elapsed"] < 300
+            result = invoke(rest_event({"X-Request-Start": f"t={first + number}"})).json()
+            assert 90 - number < response(result).json()["elapsed"] < 300
 
 
 def test_without_the_right_python() -> None:

@@ -11,7 +11,7 @@ from handler.app import create_app
 from handler.gate import SIMULTANEOUS
 from handler.settings import Settings
 from tests.aws import template
-from tests.support.entry_points import lambda_entry, stamped_by_gateway
+from tests.support.entry_points import lambda_entry, timestamped_by_gateway
 from tests.support.server import ROOT
 
 
@@ -38,7 +38,7 @@ def walk(node: Any) -> Iterator[dict[str, Any]]:
 def test_handler(function: dict[str, Any]) -> None:
     """The handler that Lambda calls answers the event that the waiting room hands on."""
     with lambda_entry(work_seconds=0.01, path=function["Handler"]) as invoke:
-        assert invoke(stamped_by_gateway()).status_code == 200
+        assert invoke(timestamped_by_gateway()).status_code == 200
 
 
 def test_runtime() -> None:
@@ -108,7 +108,7 @@ def test_the_machine_ends_with_the_gateway() -> None:
 
 
 @pytest.mark.parametrize("ranges", [["0.0.0.0/0", "::/0"], ["198.51.100.7/32", "2001:db8::/32"]])
-def test_who_may_call(ranges: list[str], resources: dict[str, Any]) -> None:
+def test_allowed_ips(ranges: list[str], resources: dict[str, Any]) -> None:
     """By default everyone may call; a list of ranges arrives in the API's policy whole."""
     parameter = template.source()["Parameters"]["AllowedIps"]
     assert parameter["Type"] == "CommaDelimitedList"
@@ -131,14 +131,14 @@ def test_who_may_call(ranges: list[str], resources: dict[str, Any]) -> None:
 def test_every_deployment_is_new(monkeypatch: pytest.MonkeyPatch) -> None:
     """A stack that is deployed again gets a new deployment of its API, whatever has changed."""
     names = set()
-    for moment in range(2):
-        monkeypatch.setattr(apigateway.time, "time", lambda moment=moment: moment)
+    for now in range(2):
+        monkeypatch.setattr(apigateway.time, "time", lambda now=now: now)
         resources = template.deployed.__wrapped__()
         names |= {name for name in resources if name.startswith("ApiDeployment")}
     assert len(names) == 2
 
 
-def test_local_door() -> None:
+def test_local_entry_point() -> None:
     """SAM CLI and the gateway route what the app routes; a deployment has no local entry point."""
     resources = template.source()["Resources"]
     body = resources["LocalApi"]["Properties"]["DefinitionBody"]
@@ -207,7 +207,7 @@ def test_least_privilege(resources: dict[str, Any]) -> None:
     assert not [node for node in walk(resources) if "ManagedPolicyArns" in node]
 
 
-def test_who_may_take_a_role(resources: dict[str, Any]) -> None:
+def test_assume_role_policies(resources: dict[str, Any]) -> None:
     """Each role is one service's; Step Functions takes it for this account's machines alone.
 
     For the other two services AWS does not document that they say for whom they come.

@@ -37,7 +37,7 @@ def test_request(endpoint: Endpoint) -> None:
     assert (event["httpMethod"], event["path"]) == ("GET", "/test")
 
 
-def test_nothing_of_the_caller_is_copied(endpoint: Endpoint) -> None:
+def test_nothing_of_the_client_is_copied(endpoint: Endpoint) -> None:
     """The request's template reads the gateway's clock, and nothing that a caller can write."""
     source = endpoint.integration["requestTemplates"]["application/json"]
     assert source.count("$") == source.count("$context.requestTimeEpoch") == 1
@@ -46,9 +46,9 @@ def test_nothing_of_the_caller_is_copied(endpoint: Endpoint) -> None:
 
 def test_a_burst(endpoint: Endpoint) -> None:
     """All of a burst are served, never two at a time, though some are refused; none is logged."""
-    assert [answer.status_code for answer in endpoint.burst(4)] == [200] * 4
+    assert [response.status_code for response in endpoint.burst(4)] == [200] * 4
     assert not endpoint.function.overlapped()
-    assert endpoint.function.refusals
+    assert endpoint.function.rejections
     assert not endpoint.logged
 
 
@@ -75,13 +75,13 @@ def result(status: int, body: str, **headers: str) -> dict[str, Any]:
     return {"statusCode": status, "headers": names, "multiValueHeaders": {}, "body": body}
 
 
-def after(refusals: int, error: str) -> Handle:
+def after(rejections: int, error: str) -> Handle:
     """Make a function that Lambda refuses to run so many times."""
-    left = repeat(LambdaClientError(error, "the secret reason"), refusals)
+    left = repeat(LambdaClientError(error, "the secret reason"), rejections)
 
     def run(event: dict[str, Any]) -> Any:
-        if refusal := next(left, None):
-            raise refusal
+        if rejection := next(left, None):
+            raise rejection
         return result(200, "{}")
 
     return run
@@ -95,33 +95,33 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return seconds
 
 
-@pytest.mark.parametrize(("refusals", "status"), [(2, 200), (3, 500)])
-def test_trouble_of_lambda_itself(refusals: int, status: int, pauses: list[float]) -> None:
+@pytest.mark.parametrize(("rejections", "status"), [(2, 200), (3, 500)])
+def test_fault_of_lambda_itself(rejections: int, status: int, pauses: list[float]) -> None:
     """An error of Lambda's that AWS calls transient is tried again twice, and no third time."""
-    [answer] = Endpoint(Function(after(refusals, "ServiceException"))).burst(1)
-    assert answer.status_code == status
+    [response] = Endpoint(Function(after(rejections, "ServiceException"))).burst(1)
+    assert response.status_code == status
     assert len(pauses) == 2
 
 
-def test_who_has_waited_long_asks_without_a_pause(
+def test_retry_without_a_pause_after_a_long_wait(
     pauses: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A caller asks again after up to a second, 25 times; from then on it asks at once."""
     endpoint = Endpoint(Function(lambda event: event))
     monkeypatch.setattr(endpoint.function, "invoke", after(40, "TooManyRequestsException"))
-    [answer] = endpoint.burst(1)
-    assert answer.status_code == 200
+    [response] = endpoint.burst(1)
+    assert response.status_code == 200
     assert len(set(pauses)) == 25
     assert all(0 <= pause <= 1 for pause in pauses)
 
 
-def test_not_served_in_time() -> None:
+def test_not_completed_in_time() -> None:
     """A caller for whom no turn ends in the gateway's 29 s is told so, by the gateway."""
     endpoint = Endpoint(Function(lambda event: event))
     with endpoint.function.environment:
-        answer = endpoint.call(arrived=time.time() - 28.5)
-    assert (answer.status_code, answer.headers["retry-after"]) == (503, "4")
-    assert answer.json() == NOT_COMPLETED
+        response = endpoint.get(arrived=time.time() - 28.5)
+    assert (response.status_code, response.headers["retry-after"]) == (503, "4")
+    assert response.json() == NOT_COMPLETED
 
 
 def test_no_work_that_cannot_end_in_time() -> None:
@@ -129,10 +129,10 @@ def test_no_work_that_cannot_end_in_time() -> None:
     with environment(WORK_SECONDS, max_wait_seconds=1) as handler:
         endpoint = Endpoint(Function(handler))
         began = time.monotonic()
-        answer = endpoint.call(arrived=time.time() - 1)
+        response = endpoint.get(arrived=time.time() - 1)
     assert time.monotonic() - began < WORK_SECONDS
-    assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
-    assert answer.json() == {"detail": "The turn did not begin within 1 s; try again in 1 s."}
+    assert (response.status_code, response.headers["retry-after"]) == (503, "1")
+    assert response.json() == {"detail": "The turn did not begin within 1 s; try again in 1 s."}
 
 
 def outcome(status: int, body: str, **headers: str) -> dict[str, str]:
@@ -222,13 +222,13 @@ def test_gateway_responses(endpoint: Endpoint) -> None:
     """What the gateway answers by itself has its status and a JSON body, too."""
     for name in ("THROTTLED", "INTEGRATION_TIMEOUT"):
         assert endpoint.gateway_response(name).headers["cache-control"] == "no-store"
-    answers = {
+    responses = {
         name: endpoint.gateway_response(name)
         for name in endpoint.api["x-amazon-apigateway-gateway-responses"]
     }
     assert {
-        name: (answer.status_code, answer.headers.get("retry-after"), answer.json())
-        for name, answer in answers.items()
+        name: (response.status_code, response.headers.get("retry-after"), response.json())
+        for name, response in responses.items()
     } == {
         "THROTTLED": (429, "4", TOO_MANY_REQUESTS),
         "INTEGRATION_TIMEOUT": (503, "4", NOT_COMPLETED),

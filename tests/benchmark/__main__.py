@@ -21,7 +21,7 @@ from itertools import pairwise
 from tempfile import NamedTemporaryFile
 
 from tests.support.assertions import is_short
-from tests.support.clients import Answer, Client
+from tests.support.clients import Client, Response
 from tests.support.server import UVICORN, free_port, resident_memory, serve
 
 WORK_SECONDS = 0.01
@@ -136,18 +136,18 @@ CONTENDERS: dict[str, Contender] = {
 }
 
 
-async def answer(caller: Client) -> Answer | None:
+async def answer(caller: Client) -> Response | None:
     """Return a caller's answer, or None where the connection broke or nothing came."""
     try:
         async with asyncio.timeout(LIMIT):
-            return await caller.answer()
+            return await caller.response()
     except (asyncio.IncompleteReadError, ConnectionError, TimeoutError):
         return None
 
 
-async def burst(running: Running, calls: int) -> list[Answer | None]:
+async def burst(running: Running, calls: int) -> list[Response | None]:
     """Call so many times at once; return the answers in order of return."""
-    callers = await asyncio.gather(*(Client.call(running.url) for _ in range(calls)))
+    callers = await asyncio.gather(*(Client.get(running.url) for _ in range(calls)))
     return [await one for one in asyncio.as_completed([answer(caller) for caller in callers])]
 
 
@@ -187,7 +187,7 @@ async def in_a_loop(contender: Contender) -> str:
 
     async def loop(url: str) -> None:
         for _ in range(loops):
-            response = await answer(await Client.call(url))
+            response = await answer(await Client.get(url))
             assert response
             assert response.status == 200
 
@@ -203,14 +203,14 @@ async def memory(contender: Contender) -> str:
     """Return the memory that a waiting caller takes, in KiB."""
     waiting = 1000
     with contender(10_000, 60.0) as running:
-        first = await Client.call(running.url)
+        first = await Client.get(running.url)
         await asyncio.sleep(1)
         before = running.memory()
-        callers = await asyncio.gather(*(Client.call(running.url) for _ in range(waiting)))
+        callers = await asyncio.gather(*(Client.get(running.url) for _ in range(waiting)))
         await asyncio.sleep(2)
         after = running.memory()
         for caller in [first, *callers]:
-            await caller.hang_up()
+            await caller.disconnect()
         for pid in running.pids:
             os.kill(pid, signal.SIGKILL)
     return f"{(after - before) / waiting:.1f} KiB"
@@ -220,16 +220,16 @@ async def turns_lost(contender: Contender) -> str:
     """Count the turns that 20 callers cost the next one by hanging up while they waited."""
     seconds = 0.2
     with contender(10_000, seconds) as running:
-        served = await Client.call(running.url)
-        gone = [await Client.call(running.url) for _ in range(20)]
+        served = await Client.get(running.url)
+        gone = [await Client.get(running.url) for _ in range(20)]
         await asyncio.sleep(seconds / 4)
         for caller in gone:
-            await caller.hang_up()
+            await caller.disconnect()
         began = time.monotonic()
         [one] = await burst(running, 1)
         turns = (time.monotonic() - began) / seconds
         assert one
-        await served.hang_up()
+        await served.disconnect()
     return f"{max(0, round(turns - 2))}"  # the running one's rest and its own, to the exact step
 
 
@@ -242,14 +242,14 @@ async def beyond_the_bound(contender: Contender) -> str:
 async def stop(contender: Contender) -> str:
     """Tell what one running and five waiting callers get when the process is told to stop."""
     with contender(10_000, 1.0) as running:
-        callers = [await Client.call(running.url) for _ in range(6)]
+        callers = [await Client.get(running.url) for _ in range(6)]
         await asyncio.sleep(0.3)
         running.stop()
         return tell(await asyncio.gather(*map(answer, callers)))
 
 
-def tell(answers: list[Answer | None]) -> str:
-    def kind(one: Answer | None) -> str:
+def tell(answers: list[Response | None]) -> str:
+    def kind(one: Response | None) -> str:
         if one is None:
             return "broken off"
         return f"{one.status}" + (" with Retry-After" if "retry-after" in one.headers else "")

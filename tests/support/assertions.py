@@ -23,10 +23,10 @@ def is_short(earlier: float, later: float, seconds: float) -> bool:
     return later - earlier < seconds or later < earlier + seconds
 
 
-def assert_staircase(answers: list[httpx.Response], seconds: float) -> None:
+def assert_staircase(responses: list[httpx.Response], seconds: float) -> None:
     """Assert that each answer's elapsed exceeds the one before by `seconds` or more."""
-    assert [answer.status_code for answer in answers] == [200] * len(answers)
-    elapsed = [answer.json()["elapsed"] for answer in answers]
+    assert [response.status_code for response in responses] == [200] * len(responses)
+    elapsed = [response.json()["elapsed"] for response in responses]
     assert elapsed[0] >= seconds
     for earlier, later in pairwise(elapsed):
         assert not is_short(earlier, later, seconds)

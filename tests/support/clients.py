@@ -9,7 +9,7 @@ import httpx
 
 
 @dataclass
-class Answer:
+class Response:
     status: int
     headers: httpx.Headers
     body: bytes
@@ -29,13 +29,13 @@ class Client:
         return cls(*await asyncio.open_connection(server.host, server.port))
 
     @classmethod
-    async def call(cls, url: str, path: str = "/test", headers: str = "") -> "Client":
+    async def get(cls, url: str, path: str = "/test", headers: str = "") -> "Client":
         """Connect to the server at `url` and send `GET path`; `headers` are whole lines."""
-        caller = await cls.connect(url)
-        caller.writer.write(f"GET {path} HTTP/1.1\r\nHost: test\r\n{headers}\r\n".encode())
-        return caller
+        client = await cls.connect(url)
+        client.writer.write(f"GET {path} HTTP/1.1\r\nHost: test\r\n{headers}\r\n".encode())
+        return client
 
-    async def read(self) -> Answer:
+    async def read(self) -> Response:
         """Return the next answer on the connection.
 
         Raises `asyncio.IncompleteReadError` or `ConnectionError` when the connection breaks.
@@ -46,16 +46,16 @@ class Client:
             body = await self.reader.readexactly(int(headers["content-length"]))
         else:
             body = await self.reader.read()
-        return Answer(int(head[0].split()[1]), headers, body)
+        return Response(int(head[0].split()[1]), headers, body)
 
-    async def answer(self) -> Answer:
+    async def response(self) -> Response:
         """Return the answer, or raise what `read` does, and hang up."""
         try:
             return await self.read()
         finally:
-            await self.hang_up()
+            await self.disconnect()
 
-    async def hang_up(self) -> None:
+    async def disconnect(self) -> None:
         self.writer.close()
         with suppress(ConnectionError):
             await self.writer.wait_closed()
@@ -63,8 +63,8 @@ class Client:
 
 async def fence(url: str) -> None:
     """Return once the server has seen all that happened before: it serves sockets in turn."""
-    caller = await Client.call(url, "/nothing")
-    assert (await caller.answer()).status == 404
+    client = await Client.get(url, "/nothing")
+    assert (await client.response()).status == 404
 
 
 async def until(condition: Callable[[], object]) -> None:

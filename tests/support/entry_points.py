@@ -40,18 +40,18 @@ class EntryPoint:
     work_seconds: float = WORK_SECONDS
 
 
-async def burst(client: httpx.AsyncClient, calls: int) -> list[httpx.Response]:
+async def burst(client: httpx.AsyncClient, n: int) -> list[httpx.Response]:
     """Call `GET /test` so many times at once; return the answers in order of return."""
-    pending = [client.get("/test") for _ in range(calls)]
-    return [await answer for answer in asyncio.as_completed(pending)]
+    pending = [client.get("/test") for _ in range(n)]
+    return [await response for response in asyncio.as_completed(pending)]
 
 
-async def connect(client: httpx.AsyncClient, connections: int) -> None:
+async def connect(client: httpx.AsyncClient, n: int) -> None:
     """Open so many connections, so that a burst on them is one: requests alone, no handshakes."""
-    await asyncio.gather(*(client.get("/nothing") for _ in range(connections)))
+    await asyncio.gather(*(client.get("/nothing") for _ in range(n)))
 
 
-def calling(app: ASGIApp, root_path: str = "") -> httpx.AsyncClient:
+def client_for(app: ASGIApp, root_path: str = "") -> httpx.AsyncClient:
     """Make a client that calls an app in this process, below which no error comes out."""
     transport = httpx.ASGITransport(app, raise_app_exceptions=False, root_path=root_path)
     return httpx.AsyncClient(transport=transport, base_url="http://test")
@@ -94,7 +94,7 @@ def asgi(work: Work) -> Iterator[EntryPoint]:
     """The app called in this process."""
     app = create_app(Settings(work_seconds=WORK_SECONDS), work)
     with asyncio.Runner() as runner:
-        yield EntryPoint(lambda calls: runner.run(burst(calling(app), calls)))
+        yield EntryPoint(lambda n: runner.run(burst(client_for(app), n)))
 
 
 @contextmanager
@@ -107,7 +107,7 @@ def uvicorn(loop: str, http: str, app: str = "handler.main:app") -> Iterator[Ent
         _client(runner, server.url) as client,
     ):
         runner.run(connect(client, 8))
-        yield EntryPoint(lambda calls: runner.run(burst(client, calls)), SERVER_WORK_SECONDS)
+        yield EntryPoint(lambda n: runner.run(burst(client, n)), SERVER_WORK_SECONDS)
 
 
 Event = dict[str, Any]
@@ -148,12 +148,12 @@ def built(work_seconds: float) -> Iterator[Invoke]:
         yield lambda event: response(invoke(event).json())
 
 
-def stamped_by_gateway() -> Event:
+def timestamped_by_gateway() -> Event:
     """The event that the waiting room hands on: the gateway stamped the call's arrival."""
     return rest_event(request_start())
 
 
-def stamped_by_clock(headers: dict[str, str] | None = None) -> Event:
+def timestamped_by_clock(headers: dict[str, str] | None = None) -> Event:
     """The event of SAM CLI's: its clock was asked when the call arrived."""
     event = http_api_event(headers or {})
     event["requestContext"]["authorizer"] = {"lambda": clock.handler({}, None)["context"]}
@@ -167,8 +167,8 @@ def function(
     """A function: all requests of a burst arrive, and then are invoked one after another."""
     with environment(WORK_SECONDS) as invoke:
 
-        def invoke_each(calls: int) -> list[httpx.Response]:
-            events = [arrive() for _ in range(calls)]
+        def invoke_each(n: int) -> list[httpx.Response]:
+            events = [arrive() for _ in range(n)]
             return [invoke(event) for event in events]
 
         yield EntryPoint(invoke_each)
@@ -187,7 +187,7 @@ def running(url: str) -> Iterator[EntryPoint]:
     """A running deployment; it works as long as the settings here say."""
     with asyncio.Runner() as runner, _client(runner, url.removesuffix("/test")) as client:
         yield EntryPoint(
-            lambda calls: runner.run(burst(client, calls)),
+            lambda n: runner.run(burst(client, n)),
             Settings.load().work_seconds,
         )
 
@@ -201,11 +201,15 @@ LOCAL = [
         partial(uvicorn, "asyncio", "httptools", "tests.support.apps:in_a_thread"),
         id="uvicorn-thread",
     ),
-    pytest.param(partial(function, lambda_entry, stamped_by_gateway), id="lambda"),
-    pytest.param(partial(function, lambda_entry, stamped_by_clock), id="lambda-sam-local"),
-    pytest.param(partial(function, built, stamped_by_gateway), id="artifact", marks=needs_artifact),
+    pytest.param(partial(function, lambda_entry, timestamped_by_gateway), id="lambda"),
+    pytest.param(partial(function, lambda_entry, timestamped_by_clock), id="lambda-sam-local"),
     pytest.param(
-        partial(function, built, stamped_by_clock), id="artifact-sam-local", marks=needs_artifact
+        partial(function, built, timestamped_by_gateway), id="artifact", marks=needs_artifact
+    ),
+    pytest.param(
+        partial(function, built, timestamped_by_clock),
+        id="artifact-sam-local",
+        marks=needs_artifact,
     ),
     pytest.param(waiting_room, id="waiting-room"),
 ]

@@ -57,10 +57,10 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         return super().call_at(when + self._timer_error(), callback, *args, context=context)
 
 
-def after_passes(passes: int, callback: Callable[[], object]) -> None:
+def after_iterations(n: int, callback: Callable[[], object]) -> None:
     """Call `callback` after so many passes of the running loop, at once where that is none."""
-    if passes:
-        asyncio.get_running_loop().call_soon(after_passes, passes - 1, callback)
+    if n:
+        asyncio.get_running_loop().call_soon(after_iterations, n - 1, callback)
     else:
         callback()
 

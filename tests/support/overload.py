@@ -6,14 +6,14 @@ import time
 import httpx
 
 REQUEST = b"GET /test HTTP/1.1\r\nHost: test\r\n\r\n"
-Answered = list[tuple[float, int]]
+Responses = list[tuple[float, int]]
 """When answers came, on the monotonic clock, and with which status."""
 
 
-class Flooder(asyncio.Protocol):
-    def __init__(self, answered: Answered) -> None:
-        self.answered = answered
-        self.answer = b""
+class OverloadingClient(asyncio.Protocol):
+    def __init__(self, responses: Responses) -> None:
+        self.responses = responses
+        self.response = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
@@ -21,27 +21,29 @@ class Flooder(asyncio.Protocol):
         transport.write(REQUEST)
 
     def data_received(self, data: bytes) -> None:
-        self.answer += data
-        if self.answer.endswith(b"}"):
-            self.answered.append((time.monotonic(), int(self.answer[9:12])))
-            self.answer = b""
+        self.response += data
+        if self.response.endswith(b"}"):
+            self.responses.append((time.monotonic(), int(self.response[9:12])))
+            self.response = b""
             self.transport.write(REQUEST)
 
 
-def flood(url: str, connections: int, seconds: float) -> Answered:
+def overload(url: str, n: int, seconds: float) -> Responses:
     """Flood `url` from so many connections; return every answer."""
-    answered: Answered = []
+    responses: Responses = []
     server = httpx.URL(url)
 
     async def main() -> None:
         loop = asyncio.get_running_loop()
-        flooders = [
-            await loop.create_connection(lambda: Flooder(answered), server.host, server.port or 80)
-            for _ in range(connections)
+        clients = [
+            await loop.create_connection(
+                lambda: OverloadingClient(responses), server.host, server.port or 80
+            )
+            for _ in range(n)
         ]
         await asyncio.sleep(seconds)
-        for transport, _ in flooders:
+        for transport, _ in clients:
             transport.abort()
 
     asyncio.run(main())
-    return answered
+    return responses
