@@ -20,7 +20,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--url", help="test the contract against the service that runs at URL, and nothing else"
     )
-    parser.addoption("--scale", type=int, default=1, help="test under so many times the stress")
+    parser.addoption("--scale", type=int, default=1, help="multiply the stress by SCALE")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -36,7 +36,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def is_loopback(host: str) -> bool:
-    """Tell whether a host is this machine, which no proxy serves."""
+    """Return whether a host is this machine, for which no proxy is used."""
     with suppress(ValueError):
         return ip_address(host).is_loopback
     return host == "localhost"

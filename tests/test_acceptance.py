@@ -1,4 +1,4 @@
-"""The acceptance, as it was asked for: 2, 4 and 8 simultaneous calls at the real three seconds."""
+"""The required acceptance test: 2, 4 and 8 simultaneous requests at the real three seconds."""
 
 import asyncio
 
@@ -26,7 +26,7 @@ def check_deployment(n: int) -> None:
 
 
 async def test_acceptance() -> None:
-    """Each answer takes at least 3 s more than the last; all bursts go side by side."""
+    """Each response takes at least 3 s longer than the one before; all bursts run concurrently."""
     with emulation():
         await asyncio.gather(
             *(check_server(n) for n in (2, 4, 8)),

@@ -1,4 +1,4 @@
-"""The app: its one route, called in this process."""
+"""The app: its one route, in this process."""
 
 import asyncio
 import logging
@@ -32,7 +32,7 @@ def client(app: FastAPI) -> httpx.AsyncClient:
 
 
 async def test_full(client: httpx.AsyncClient) -> None:
-    """Of 20 callers where 4 may wait, 5 are served, and 15 are told at once when to come again."""
+    """With 4 slots in the queue, 5 of 20 clients are served, and 15 immediately get a 503."""
     responses = await burst(client, 20)
     assert [response.status_code for response in responses] == [503] * 15 + [200] * 5
     for response in responses[:15]:
@@ -42,7 +42,7 @@ async def test_full(client: httpx.AsyncClient) -> None:
 
 
 async def test_late() -> None:
-    """Whose turn does not begin within `MAX_WAIT_SECONDS` is told then when to come again."""
+    """A request whose turn does not begin within `MAX_WAIT_SECONDS` gets a 503 at that time."""
     settings = Settings(work_seconds=WORK_SECONDS, max_wait_seconds=2.5 * WORK_SECONDS)
     began = time.monotonic()
     responses = await burst(client_for(create_app(settings)), 10)
@@ -56,7 +56,7 @@ async def test_late() -> None:
 
 
 async def test_rejected_before_anything_is_made(app: FastAPI, client: httpx.AsyncClient) -> None:
-    """A refusal makes no task and reads nothing: in a flood, everyone waits for what it costs."""
+    """A rejection makes no task and reads nothing: its cost delays every request of an overload."""
     served = [asyncio.create_task(client.get("/test")) for _ in range(5)]
     await asyncio.sleep(0)
     before = asyncio.all_tasks()
@@ -71,7 +71,7 @@ async def test_rejected_before_anything_is_made(app: FastAPI, client: httpx.Asyn
 
 
 async def test_full_under_a_root_path(app: FastAPI) -> None:
-    """Whoever comes by another path, as with uvicorn's --root-path, is refused alike."""
+    """Requests under a root path, as with uvicorn's --root-path, are rejected just the same."""
     client = client_for(app, root_path="/api")
     served = [asyncio.create_task(client.get("/api/test")) for _ in range(5)]
     await asyncio.sleep(0)
@@ -86,7 +86,7 @@ async def test_full_under_a_root_path(app: FastAPI) -> None:
     ("work_seconds", "retry_after"), [(0.01, "1"), (1.0, "1"), (2.5, "3"), (3.0, "3")]
 )
 async def test_retry_after(work_seconds: float, retry_after: str) -> None:
-    """`Retry-After` is a turn, in whole seconds: by then one place has come free."""
+    """`Retry-After` is a turn, in whole seconds: by then a slot has become free."""
     client = client_for(create_app(Settings(work_seconds=work_seconds, max_waiting=0)))
     served = asyncio.create_task(client.get("/test"))
     await asyncio.sleep(0)
@@ -95,7 +95,7 @@ async def test_retry_after(work_seconds: float, retry_after: str) -> None:
 
 
 async def test_work() -> None:
-    """Each call's turn does the work once, for the seconds that are set."""
+    """Each request's turn does the work once, with `WORK_SECONDS` as its argument."""
     work = AsyncMock()
     responses = await burst(client_for(create_app(SETTINGS, work)), 3)
     assert [response.status_code for response in responses] == [200] * 3
@@ -104,7 +104,7 @@ async def test_work() -> None:
 
 @pytest.mark.parametrize("sleep", [asyncio.sleep, time.sleep])
 async def test_failure(sleep: Work) -> None:
-    """When the work fails its caller gets a 500 that reveals nothing, and the next is served."""
+    """When the work fails, its client gets a 500 that reveals nothing, and the next is served."""
     runs = count()
 
     def fail_first(seconds: float) -> object:
@@ -121,7 +121,7 @@ async def test_failure(sleep: Work) -> None:
 
 @pytest.mark.parametrize("begun", [False, True])
 async def test_disconnect_is_logged(begun: bool, caplog: pytest.LogCaptureFixture) -> None:
-    """A request that ends without a response is a line of the log; the others are none."""
+    """A request that ends without a response is logged in one line; the others are not."""
     client = client_for(app := create_app(SETTINGS))
     served = asyncio.create_task(client.get("/test"))
     await asyncio.sleep(WORK_SECONDS / 2)
@@ -140,7 +140,7 @@ async def test_disconnect_is_logged(begun: bool, caplog: pytest.LogCaptureFixtur
 
 
 async def test_disconnect(app: FastAPI, client: httpx.AsyncClient) -> None:
-    """A caller that hangs up while it waits is done with at once, as nginx logs it."""
+    """If a client disconnects while it waits, its request ends immediately, with nginx's 499."""
     served = asyncio.create_task(client.get("/test"))
     await asyncio.sleep(0)
     send = AsyncMock()
@@ -152,7 +152,7 @@ async def test_disconnect(app: FastAPI, client: httpx.AsyncClient) -> None:
 
 @pytest.mark.parametrize("trusted", [True, False])
 async def test_request_start(trusted: bool) -> None:
-    """`X-Request-Start` is where elapsed begins if it is trusted, and is ignored otherwise."""
+    """If `X-Request-Start` is trusted, `elapsed` begins there; otherwise it is ignored."""
     client = client_for(create_app(Settings(work_seconds=0.01, trust_request_start=trusted)))
     timestamp = float(request_start()["X-Request-Start"].removeprefix("t="))
     response = await client.get("/test", headers={"X-Request-Start": f"t={timestamp - 100}"})
@@ -170,7 +170,7 @@ async def test_one_route(client: httpx.AsyncClient, app: FastAPI) -> None:
 
 
 async def test_openapi(client: httpx.AsyncClient) -> None:
-    """OpenAPI describes the 200, the 500 and the 503, with bodies that can happen, and headers."""
+    """OpenAPI describes the 200, the 500 and the 503, with their bodies and headers."""
     document = (await client.get("/openapi.json")).json()
     operation = document["paths"]["/test"]["get"]
     assert operation["operationId"] == "run_work"

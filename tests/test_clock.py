@@ -1,4 +1,4 @@
-"""The local entry point's clock."""
+"""The clock of the local entry point."""
 
 import shutil
 import subprocess
@@ -15,7 +15,7 @@ LIST_IMPORTED = "import sys; before = {*sys.modules}; import clock; print({*sys.
 
 
 def test_a_request() -> None:
-    """Every call is let pass, with the time as a stamp of arrival that the app reads."""
+    """Every request is allowed, and gets a timestamp of arrival that the app can read."""
     before = time.monotonic()
     response = clock.handler({}, None)
     assert response["isAuthorized"] is True
@@ -26,7 +26,7 @@ def test_a_request() -> None:
 
 
 def test_imports(tmp_path: Path) -> None:
-    """It runs on its own, and imports nothing but the time."""
+    """The clock runs on its own, and imports nothing but `time`."""
     shutil.copy(clock.__file__, tmp_path)
     command = [sys.executable, "-S", "-c", LIST_IMPORTED]
     imported = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True)

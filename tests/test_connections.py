@@ -1,4 +1,4 @@
-"""Connections: as many as fit, and what clients do that are slow, greedy or hostile."""
+"""Connections: their limit, and clients that are slow, greedy or hostile."""
 
 import asyncio
 import errno
@@ -27,7 +27,7 @@ WORK_SECONDS = 0.2
 
 
 class Service:
-    """A uvicorn in this process, whose work is counted."""
+    """A uvicorn server in this process that counts its work."""
 
     def __init__(self, max_waiting: int, http: str) -> None:
         self.worked = 0
@@ -46,7 +46,7 @@ class Service:
         return f"http://127.0.0.1:{listener.getsockname()[1]}"
 
     async def connections(self, n: int) -> None:
-        """Return once so many connections are open."""
+        """Return once `n` connections are open."""
         await until(lambda: len(self.server.server_state.connections) == n)
 
 
@@ -68,7 +68,7 @@ async def service() -> AsyncIterator[Service]:
 
 @pytest.fixture
 def head_seconds(monkeypatch: pytest.MonkeyPatch) -> float:
-    """Let a connection have less than ten seconds for a request's head."""
+    """Give a connection less than ten seconds to send a request's head."""
     monkeypatch.setattr(connections, "HEAD_SECONDS", 0.3)
     return 0.3
 
@@ -83,7 +83,7 @@ COMMANDS = [PYTHON_M, (*UVICORN, "--loop", "asyncio", "handler.main:app")]
 
 @pytest.mark.parametrize("command", COMMANDS, ids=["python -m", "uvicorn"])
 async def test_a_crowd_at_a_low_limit(command: tuple[str, ...]) -> None:
-    """At a limit on open files all clients beyond what fits are told so; the log has a line."""
+    """At the limit on open files, all further clients get a 503, and the log has one line."""
     settings = {"WORK_SECONDS": "0.5", "MAX_WAITING": "100", "PORT": "0"}
     with serve(*limited(100, 124, *command), **settings) as server:
         idle = [await Client.connect(server.url) for _ in range(3)]
@@ -112,7 +112,7 @@ async def test_a_crowd_at_a_low_limit(command: tuple[str, ...]) -> None:
 
 @pytest.mark.parametrize("command", COMMANDS, ids=["python -m", "uvicorn"])
 def test_max_waiting_that_does_not_fit(command: tuple[str, ...]) -> None:
-    """More waiting clients than the hard limit allows are a setting that is refused."""
+    """A `MAX_WAITING` beyond what the hard limit on open files allows is rejected on start."""
     done = run(*limited(64, 256, *command), MAX_WAITING="224", PORT="0")
     assert done.returncode == 2
     assert done.stdout == (
@@ -122,7 +122,7 @@ def test_max_waiting_that_does_not_fit(command: tuple[str, ...]) -> None:
 
 
 async def closed(client: Client) -> bytes:
-    """Return what a client is still sent until its connection is closed."""
+    """Return what the client still receives until its connection is closed."""
     async with asyncio.timeout(LIMIT):
         try:
             return await client.reader.read()
@@ -134,7 +134,7 @@ async def closed(client: Client) -> bytes:
 
 @pytest.mark.parametrize("sent", [b"", b"GET /te", GET[:-2]], ids=["nothing", "a line", "a head"])
 async def test_half_a_request(sent: bytes, service: Service, head_seconds: float) -> None:
-    """Who connects and sends no whole head is cut off, and others are served meanwhile."""
+    """A client that does not send a complete head is cut off; others are served meanwhile."""
     began = time.monotonic()
     client = await Client.connect(service.url)
     client.writer.write(sent)
@@ -144,7 +144,7 @@ async def test_half_a_request(sent: bytes, service: Service, head_seconds: float
 
 
 async def test_after_a_response(service: Service, head_seconds: float) -> None:
-    """The next request on a connection has as long again, however short uvicorn's keep-alive is."""
+    """The next request on a connection has the full time, however short uvicorn's keep-alive is."""
     client = await Client.get(service.url)
     for _ in range(2):
         assert (await client.read()).status == 200
@@ -155,7 +155,7 @@ async def test_after_a_response(service: Service, head_seconds: float) -> None:
 
 
 async def test_slow_clients(service: Service, head_seconds: float) -> None:
-    """Heads that come in three pieces, late but in time, are served."""
+    """Requests whose heads arrive slowly, in three pieces, but in time, are served."""
     clients = [await Client.connect(service.url) for _ in range(5)]
     for piece in (GET[:9], GET[9:20], GET[20:]):
         for client in clients:
@@ -187,7 +187,7 @@ HONEST = {
 
 @pytest.mark.parametrize("request_", HONEST.values(), ids=HONEST)
 async def test_honest_requests(request_: bytes, service: Service) -> None:
-    """Whatever HTTP allows is served, within bounds that are far away."""
+    """Requests that HTTP allows are served, within generous bounds."""
     client = await Client.connect(service.url)
     client.writer.write(request_)
     assert (await client.response()).status == 200
@@ -203,7 +203,7 @@ async def test_continue(service: Service) -> None:
 
 @pytest.mark.parametrize("path", ["/test", "/nothing"])
 async def test_a_slow_body(path: str, service: Service, head_seconds: float) -> None:
-    """A body may come slowly while its request waits; the rest of it is soon cut after that."""
+    """A body may arrive slowly while its request waits; soon after the response it is cut off."""
     waited_for = await Client.get(service.url)
     client = await Client.get(service.url, path, "Content-Length: 1000\r\n")
     response = asyncio.create_task(client.read())
@@ -228,7 +228,7 @@ GREEDY = {
 
 @pytest.mark.parametrize(("start", "more"), GREEDY.values(), ids=GREEDY)
 async def test_greedy_heads(start: bytes, more: bytes, service: Service) -> None:
-    """A head that is too long, or no head, gets a 400, and is closed when the client has read."""
+    """A head that is too long or not HTTP gets a 400, which the client has time to read."""
     client = await Client.connect(service.url)
     client.writer.write(start)
     sent = len(start)
@@ -254,7 +254,7 @@ ENDLESS = {
 
 @pytest.mark.parametrize(("start", "more"), ENDLESS.values(), ids=ENDLESS)
 async def test_endless_ends(start: bytes, more: bytes, service: Service) -> None:
-    """What goes on for ever after a head is not kept: the request is answered, and that is all."""
+    """An endless rest after a head is dropped: the request gets its response, and that is all."""
     before = service.server.server_state.total_requests
     client = await Client.connect(service.url)
     client.writer.write(start)
@@ -272,7 +272,7 @@ async def test_endless_ends(start: bytes, more: bytes, service: Service) -> None
 
 @pytest.mark.parametrize("later", [False, True], ids=["in a packet", "in a later packet"])
 async def test_ghosts(later: bool, service: Service) -> None:
-    """A client that leaves is noticed, however many requests it had sent ahead."""
+    """A client's disconnect is noticed, however many further requests it has sent."""
     running = await Client.get(service.url)
     ghosts = [await Client.get(service.url) for _ in range(50)]
     await service.connections(51)
@@ -288,7 +288,7 @@ async def test_ghosts(later: bool, service: Service) -> None:
 
 
 async def test_requests_ahead(service: Service) -> None:
-    """Of three requests in a packet the first is answered, and the connection closed."""
+    """Of three requests in one packet, the first gets a response, and the connection is closed."""
     client = await Client.connect(service.url)
     client.writer.write(3 * GET)
     assert (await client.read()).status == 200
@@ -316,7 +316,7 @@ async def test_idle_connections_make_room(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 async def test_nothing_is_read(service: Service) -> None:
-    """Who asks again and again and never reads is cut off when the kernel's buffers are full."""
+    """A client that sends requests and never reads is cut off when the kernel's buffers fill up."""
     with socket.socket() as greedy:
         greedy.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
         greedy.connect(("127.0.0.1", httpx.URL(service.url).port))
@@ -335,7 +335,7 @@ async def test_nothing_is_read(service: Service) -> None:
 
 
 async def test_shutdown_with_connections_open() -> None:
-    """Told to stop, it ends within a turn, whatever connections are open."""
+    """The server shuts down within a turn, whatever connections are open."""
     async with serving() as service:
         clients = [await Client.connect(service.url) for _ in range(4)]
         clients[1].writer.write(b"GET /te")
@@ -349,13 +349,13 @@ async def test_shutdown_with_connections_open() -> None:
 
 
 async def test_another_protocol() -> None:
-    """Where uvicorn is given another protocol, that is what serves."""
+    """If uvicorn is given another protocol, it uses that."""
     async with serving(http="h11") as service:
         assert (await (await Client.get(service.url)).response()).status == 200
 
 
 async def test_other_errors(caplog: pytest.LogCaptureFixture) -> None:
-    """An error that is not for want of descriptors goes where it would have gone."""
+    """Errors other than a lack of descriptors go to the handler that would have got them."""
     loop = asyncio.get_running_loop()
     broken = {"message": "broken", "exception": OSError(errno.EMFILE, "no socket")}
     Overflow(1, Response())
@@ -370,7 +370,7 @@ async def test_other_errors(caplog: pytest.LogCaptureFixture) -> None:
 
 @pytest.fixture
 def limits(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
-    """Replace the limits on open files; they are the last of the list."""
+    """Fake the limits on open files: the last of the list is in force."""
     limits = [(256, 4096)]
 
     def set_limits(kind: int, new: tuple[int, int]) -> None:
@@ -384,7 +384,7 @@ def limits(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
 
 
 def test_raise_limit(limits: list[tuple[int, int]]) -> None:
-    """The soft limit becomes the hard one, or what macOS takes where there is no hard one."""
+    """The soft limit is raised to the hard one, or to macOS's maximum if there is no hard one."""
     assert raise_limit() == 4096
     assert limits[-1] == (4096, 4096)
     limits[:] = [(256, resource.RLIM_INFINITY)]
@@ -395,7 +395,7 @@ def test_raise_limit(limits: list[tuple[int, int]]) -> None:
 
 @pytest.mark.parametrize(("hard", "fit"), [(124, 109), (256, 224), (1024, 960), (20_000, 19_936)])
 def test_require(hard: int, fit: int, limits: list[tuple[int, int]]) -> None:
-    """An eighth of the descriptors, 64 at most, is left; the rest must do for all who wait."""
+    """An eighth of the descriptors, 64 at most, is reserved; the queue must fit in the rest."""
     limits[:] = [(64, hard)]
     assert require(fit - 1) == fit
     with pytest.raises(InvalidSetting, match=f"={fit}: must be below {fit} where {hard} files"):
@@ -404,7 +404,7 @@ def test_require(hard: int, fit: int, limits: list[tuple[int, int]]) -> None:
 
 @pytest.mark.virtual_time
 async def test_log_once_a_minute(caplog: pytest.LogCaptureFixture) -> None:
-    """However many are rejected, the log has a line about it once a minute."""
+    """However many connections are rejected, the log says so once a minute."""
     overflow = Overflow(7, Response())
     for _ in range(130):
         overflow.log()

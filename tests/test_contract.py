@@ -1,4 +1,4 @@
-"""The promises that a caller can see, at every entry point."""
+"""The promises that a client can see, at every entry point."""
 
 import os
 import subprocess
@@ -15,7 +15,7 @@ from tests.support.server import LIMIT, ROOT, UVICORN, serve
 
 
 def test_a_response(entry_point: EntryPoint) -> None:
-    """A call is answered with the seconds that it took, and nothing else."""
+    """The response holds the seconds that the request took, and nothing else."""
     [response] = entry_point.burst(1)
     assert response.status_code == 200
     assert response.headers["content-type"] == "application/json"
@@ -26,7 +26,7 @@ def test_a_response(entry_point: EntryPoint) -> None:
 
 
 def test_server_timing(entry_point: EntryPoint) -> None:
-    """`Server-Timing` splits the elapsed time into waiting and working, in milliseconds."""
+    """`Server-Timing` splits `elapsed` into queueing and work, in milliseconds."""
     for response in entry_point.burst(2):
         timing = SERVER_TIMING.fullmatch(response.headers["server-timing"])
         assert timing
@@ -37,18 +37,18 @@ def test_server_timing(entry_point: EntryPoint) -> None:
 
 @pytest.mark.parametrize("n", [2, 4, 8])
 def test_a_burst(entry_point: EntryPoint, n: int) -> None:
-    """Simultaneous calls return one by one, each exactly a turn or more after the one before."""
+    """Of simultaneous requests, each `elapsed` is at least a turn longer than the one before."""
     assert_staircase(entry_point.burst(n), entry_point.work_seconds)
 
 
 def test_a_client_in_a_loop(entry_point: EntryPoint) -> None:
-    """Who calls again when it is answered is held to no step: each of its calls takes one turn."""
+    """A client that sends again after each response is held to no step: each takes one turn."""
     elapsed = [entry_point.burst(1)[0].json()["elapsed"] for _ in range(4)]
     assert sum(elapsed) < 2 * 4 * entry_point.work_seconds
 
 
 def test_url_on_this_machine() -> None:
-    """`--url` tests a service on this machine, by the contract alone and past any proxy."""
+    """`--url` runs only the contract tests, and uses no proxy for a service on this machine."""
     proxies = {"HTTP_PROXY": "http://127.0.0.1:9", "ALL_PROXY": "socks5://127.0.0.1:9"}
     with serve(*UVICORN, "handler.main:app", WORK_SECONDS="0.3") as server:
         done = subprocess.run(
@@ -75,7 +75,7 @@ def test_url_on_this_machine() -> None:
     ],
 )
 def test_url_that_cannot_be_used(url: str, proxy: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What `--url` cannot use is told in one line, with the URL."""
+    """A URL that `--url` cannot use is reported in one line, with the URL."""
     monkeypatch.setenv("ALL_PROXY", proxy)
     config = cast("pytest.Config", SimpleNamespace(getoption={"url": url}.get))
     with pytest.raises(pytest.UsageError) as error:

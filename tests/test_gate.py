@@ -26,16 +26,16 @@ pytestmark = pytest.mark.virtual_time
 
 SECONDS = 3.0
 SOON = 1e-3
-"""Virtual seconds in which all that is ready gets done."""
+"""Virtual seconds within which everything that is ready has run."""
 
 
 def connected() -> asyncio.Future[None]:
-    """Return what a caller that does not leave has for `gone`."""
+    """Return the `gone` of a client that does not disconnect."""
     return asyncio.get_running_loop().create_future()
 
 
 class Rig:
-    """A gate of `SECONDS` on the running loop's clock, and what its callers did."""
+    """A gate of `SECONDS` on the running loop's clock, and what its clients did."""
 
     def __init__(
         self,
@@ -58,7 +58,7 @@ class Rig:
         gone: asyncio.Future[None] | None = None,
         ago: float = 0,
     ) -> asyncio.Task[Turn]:
-        """Start a caller, that works by sleeping unless told otherwise."""
+        """Start a request that arrived `ago` seconds ago; its work is a sleep by default."""
 
         async def request() -> Turn:
             async with self.gate.turn(self.clock() - ago, gone or connected()) as turn:
@@ -80,7 +80,7 @@ async def fails() -> None:
 
 
 async def test_order_of_arrival() -> None:
-    """Callers are served one at a time, in the order in which they arrived."""
+    """Clients are served one at a time, in order of arrival."""
     rig = Rig()
     names = [f"client {n}" for n in range(20)]
     await asyncio.gather(*map(rig.arrive, names))
@@ -88,7 +88,7 @@ async def test_order_of_arrival() -> None:
 
 
 async def test_elapsed_includes_the_wait() -> None:
-    """A caller's elapsed runs from its arrival: wait, then work."""
+    """A request's `elapsed` begins on its arrival: it includes the wait and the work."""
     rig = Rig()
     first = rig.arrive("first")
     await asyncio.sleep(1)
@@ -101,7 +101,7 @@ async def test_elapsed_includes_the_wait() -> None:
 
 
 async def test_a_turn_lasts() -> None:
-    """A turn whose work is done too early still lasts its seconds, and keeps others out."""
+    """A turn whose work is done too early still takes its full time, and keeps others out."""
     rig = Rig()
     first = rig.arrive("first", work=lambda: asyncio.sleep(2.9))
     second = rig.arrive("second")
@@ -110,7 +110,7 @@ async def test_a_turn_lasts() -> None:
 
 
 async def test_full() -> None:
-    """A caller beyond the bound is told at once, and those in line keep their places."""
+    """A client beyond the limit is rejected immediately; those in the queue keep their slots."""
     rig = Rig(max_waiting=2)
     clients = [rig.arrive(name) for name in "abcd"]
     with pytest.raises(GateFull):
@@ -122,7 +122,7 @@ async def test_full() -> None:
 
 
 async def test_full_without_a_queue() -> None:
-    """With no place to wait, one caller is served and the next one is told at once."""
+    """With a queue of no slots, one client is served and the next is rejected immediately."""
     rig = Rig(max_waiting=0)
     inside, rejected = rig.arrive("inside"), rig.arrive("rejected")
     with pytest.raises(GateFull):
@@ -134,7 +134,7 @@ async def test_full_without_a_queue() -> None:
 
 @pytest.mark.parametrize("index", range(1, 4), ids=["first", "middle", "last"])
 async def test_cancel_while_waiting(index: int) -> None:
-    """Who is cancelled in line loses its place at once, and no one waits for it."""
+    """A waiting client that is cancelled frees its slot immediately, and no one waits for it."""
     rig = Rig(max_waiting=3)
     clients = [rig.arrive(name) for name in "abcd"]
     await asyncio.sleep(1)
@@ -148,7 +148,7 @@ async def test_cancel_while_waiting(index: int) -> None:
 
 @pytest.mark.parametrize("at", [1, 2.95], ids=["working", "held"])
 async def test_cancel_inside(at: float) -> None:
-    """Who is cancelled inside, at work or kept for exactness, frees the gate at once."""
+    """A client that is cancelled inside, at work or held for the exact step, frees the gate."""
     rig = Rig()
     inside = rig.arrive("inside", work=lambda: asyncio.sleep(2.9))
     after = rig.arrive("after")
@@ -171,10 +171,10 @@ async def test_cancel_inside(at: float) -> None:
     ],
 )
 def test_disconnect_at_every_iteration(name: str, how: str) -> None:
-    """Whenever a caller is cancelled or leaves, at any await of anyone's, the rest are served."""
+    """In whichever iteration a client is cancelled or disconnects, the others are served."""
 
     async def main(iterations: int) -> bool:
-        """Let the caller leave after so many passes of the loop; return whether it was in time."""
+        """Disconnect the client after `iterations` of the loop; return whether it was in time."""
         rig = Rig(seconds=20 * TICK)
         gone = connected()
         clients = {
@@ -200,13 +200,13 @@ def test_disconnect_at_every_iteration(name: str, how: str) -> None:
 
 @pytest.mark.parametrize("times", [1, 2])
 def test_close_at_every_iteration(times: int) -> None:
-    """Whenever the gate is closed, once or again, whose turn has begun finishes, the rest are told.
+    """In whichever iteration the gate closes, begun turns finish and the rest are rejected.
 
-    Nothing else comes out, to the callers or to the loop.
+    Nothing else is raised, in the clients or in the loop, even if the gate is closed twice.
     """
 
     async def main(iterations: int) -> bool:
-        """Close the gate after so many passes of the loop; return whether that was in time."""
+        """Close the gate after `iterations` of the loop; return whether that was in time."""
         rig = Rig(seconds=20 * TICK)
         begun: list[str] = []
         begun_when_closed: list[list[str]] = []
@@ -241,7 +241,7 @@ def test_close_at_every_iteration(times: int) -> None:
 
 
 async def test_disconnect_inside() -> None:
-    """Who leaves once its turn has begun is served to the end."""
+    """The turn of a client that disconnects inside is completed."""
     rig = Rig()
     gone = connected()
     inside = rig.arrive("inside", gone=gone)
@@ -252,7 +252,7 @@ async def test_disconnect_inside() -> None:
 
 @pytest.mark.parametrize("iterations", range(5))
 async def test_disconnect_as_the_gate_closes(iterations: int) -> None:
-    """A caller that leaves about when the gate closes is sent away once, and so are the others."""
+    """A client that disconnects as the gate closes gets one error, as do those that wait."""
     rig = Rig()
     gone = connected()
     inside, disconnecting = (rig.arrive(name, gone=gone) for name in "ab")
@@ -267,7 +267,7 @@ async def test_disconnect_as_the_gate_closes(iterations: int) -> None:
 
 
 async def test_failure_inside() -> None:
-    """A body that raises frees the gate at once, and its error comes out unchanged."""
+    """A body that raises frees the gate immediately, and its error is raised unchanged."""
     rig = Rig()
     failed, after = rig.arrive("failed", work=fails), rig.arrive("after")
     with pytest.raises(ZeroDivisionError):
@@ -278,7 +278,7 @@ async def test_failure_inside() -> None:
 
 
 async def test_failure_between_two_responses() -> None:
-    """A turn that failed leaves no answer: the next is held to the one before it."""
+    """A failed turn has no `elapsed`: the step is from the turn before it to the next."""
     rig = Rig()
     first = rig.arrive("first")
     await asyncio.sleep(0.1)
@@ -290,9 +290,9 @@ async def test_failure_between_two_responses() -> None:
 
 
 async def test_close() -> None:
-    """Closing sends those in line away at once, lets who is inside finish and takes no one more.
+    """Closing rejects waiting and new clients immediately, and lets the one inside finish.
 
-    It is closed then, and not full.
+    A closed gate does not count as full.
     """
     rig = Rig(max_waiting=2)
     inside, *waiting = [rig.arrive(name) for name in "abc"]
@@ -307,7 +307,7 @@ async def test_close() -> None:
 
 
 async def test_late() -> None:
-    """Whose turn does not begin in time is sent away then, and its place is free."""
+    """A client whose turn does not begin in time is rejected at that time, and its slot is free."""
     rig = Rig(max_waiting=2, max_wait_seconds=4)
     served, in_time, late = (rig.arrive(name) for name in "abc")
     with pytest.raises(GateLate):
@@ -318,7 +318,7 @@ async def test_late() -> None:
 
 
 async def test_late_on_arrival() -> None:
-    """Who arrives too late is sent away immediately by a gate that is free, and no work is done."""
+    """A client that arrives too late at a free gate is rejected immediately; no work is done."""
     rig = Rig(max_wait_seconds=4)
     with pytest.raises(GateLate):
         await rig.arrive("late", ago=4.001)
@@ -328,7 +328,7 @@ async def test_late_on_arrival() -> None:
 
 
 async def test_late_since_the_loop_was_blocked() -> None:
-    """Who is let in too late since nothing ran in between is not served either."""
+    """A client whose turn would begin too late because the loop was blocked is rejected, too."""
     rig = Rig(max_wait_seconds=4)
     loop = asyncio.get_running_loop()
     assert isinstance(loop, VirtualTimeLoop)
@@ -346,7 +346,7 @@ async def test_late_since_the_loop_was_blocked() -> None:
 
 @pytest.mark.parametrize("iterations", range(6))
 async def test_disconnect_when_late(iterations: int) -> None:
-    """Who leaves, or is sent away, about when it is late, is so once; nothing else comes out."""
+    """A client that disconnects, or is rejected, just as it becomes late ends with one error."""
     rig = Rig(max_wait_seconds=1)
     gone = connected()
     inside, disconnecting, waiting = rig.arrive("a"), rig.arrive("b", gone=gone), rig.arrive("c")
@@ -360,7 +360,7 @@ async def test_disconnect_when_late(iterations: int) -> None:
 
 
 async def test_cancel_after_close() -> None:
-    """A turn that goes on after the gate was closed, and is cancelled, ends as the others did."""
+    """A turn that is cancelled after the gate was closed ends as the rejected requests did."""
     rig = Rig()
     inside = rig.arrive("inside", work=asyncio.Event().wait)
     await asyncio.sleep(1)
@@ -372,7 +372,7 @@ async def test_cancel_after_close() -> None:
 
 
 async def test_repr() -> None:
-    """The debugger shows the state, who is inside and how many wait."""
+    """The repr shows the state, whether a request is inside and how many wait."""
     rig = Rig(max_waiting=5)
     assert repr(rig.gate) == "<Gate open, none inside, 0 of 5 waiting>"
     clients = [rig.arrive(name) for name in "abc"]
@@ -384,7 +384,7 @@ async def test_repr() -> None:
 
 
 async def test_an_incomplete_turn_has_no_elapsed() -> None:
-    """A turn that is going on, or was broken off, has no elapsed that looks like one."""
+    """A turn that is running, or has failed, has no `elapsed`."""
     rig = Rig()
     turns: list[Turn] = []
 
@@ -402,7 +402,7 @@ async def test_an_incomplete_turn_has_no_elapsed() -> None:
 @pytest.mark.parametrize("seconds", [0.01, 0.1, 0.25, SECONDS])
 @pytest.mark.parametrize("clients", [1, 8])
 async def test_clients_in_a_loop(clients: int, seconds: float) -> None:
-    """Of clients that send again when they are answered, each turn takes its work and no more."""
+    """If clients send again after each response, each turn takes as long as its work, no longer."""
     rig = Rig(seconds=seconds)
 
     async def loop() -> None:
@@ -415,7 +415,7 @@ async def test_clients_in_a_loop(clients: int, seconds: float) -> None:
 
 @pytest.mark.parametrize(("seconds", "later"), [(SECONDS, 0.3), (0.1, 0.03)])
 async def test_later_requests_are_not_held(seconds: float, later: float) -> None:
-    """A request that arrives later than simultaneously ends its turn when its work is done."""
+    """The turn of a request that is not simultaneous with the one before ends with its work."""
     rig = Rig(seconds=seconds)
     rig.arrive("first")
     await asyncio.sleep(later)
@@ -444,9 +444,9 @@ timer_errors = st.lists(st.floats(-0.005, 0.05), min_size=1, max_size=20)
 def test_exact_step(
     arrivals: list[float], errors: list[float], seconds: float, start: float
 ) -> None:
-    """Whatever the stamps of arrival and the timers' errors, simultaneous calls' steps are exact.
+    """Simultaneous requests' steps are exact, whatever the timestamps and the timers' errors.
 
-    The callers stand in line in the order drawn, which a trusted stamp need not agree with.
+    The clients queue in the order drawn, from which the order of trusted timestamps may differ.
     """
     drawn = 0
 
@@ -484,7 +484,7 @@ def test_exact_step(
     seconds=st.sampled_from([0.1, 0.2, 0.3, 1 / 3, 3.0]),
 )
 def test_exact_to_the_last_bit(arrived: float, share: float, late: float, seconds: float) -> None:
-    """On a clock that creeps up to the step from bit to bit, neither comparison rounds it away."""
+    """On a clock that advances by one float at a time, the step is exact by either comparison."""
     apart = share * simultaneous(seconds)
     ended = arrived + 1 + seconds + late
     step = arrived + apart + (ended - arrived) + seconds
@@ -505,7 +505,7 @@ def test_exact_to_the_last_bit(arrived: float, share: float, late: float, second
 
 
 class GateMachine(RuleBasedStateMachine):
-    """Callers arrive, finish, hang up and fail at will; a list of names is the model."""
+    """Clients arrive, finish, fail and are cancelled in any order; the model is a list of tasks."""
 
     max_waiting = 3
 

@@ -1,4 +1,4 @@
-"""The service started as its users start it, in a process of its own."""
+"""The service, started as its users start it, in a process of its own."""
 
 import asyncio
 import json
@@ -38,7 +38,7 @@ def server(request: pytest.FixtureRequest) -> Iterator[Server]:
 
 
 async def test_disconnect_while_waiting(server: Server) -> None:
-    """Callers that hang up while they wait free their places at once, and no turn is lost."""
+    """Clients that disconnect while they wait free their slots immediately, and no turn is lost."""
     served = await Client.get(server.url)
     await fence(server.url)
     gone = [await Client.get(server.url) for _ in range(MAX_WAITING)]
@@ -55,7 +55,7 @@ async def test_disconnect_while_waiting(server: Server) -> None:
 
 
 async def test_disconnect_inside(server: Server) -> None:
-    """Work that has begun is finished, though its caller hangs up; the next waits for its end."""
+    """Work that has begun is finished even if its client disconnects; the next waits for it."""
     gone = await Client.get(server.url)
     await fence(server.url)
     await gone.disconnect()
@@ -74,7 +74,7 @@ async def test_disconnect_inside(server: Server) -> None:
     ],
 )
 async def test_shutdown(command: str, signum: signal.Signals) -> None:
-    """Told to stop, it answers the one that runs, sends the waiting away, and exits 0."""
+    """At a shutdown the running request gets its 200, the waiting ones a 503; exit status 0."""
     turn = 0.5
     with serve(*COMMANDS[command], WORK_SECONDS=str(turn), PORT="0") as server:
         clients = [await Client.get(server.url)]
@@ -97,7 +97,7 @@ async def test_shutdown(command: str, signum: signal.Signals) -> None:
 
 @pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
 def test_bad_setting(command: tuple[str, ...]) -> None:
-    """A bad setting is refused with one line and exit status 2, whatever starts the service."""
+    """A bad setting is rejected with one line and exit status 2, however the service is started."""
     done = run(*command, WORK_SECONDS="nan")
     assert done.returncode == 2
     assert done.stdout == (
@@ -108,7 +108,7 @@ def test_bad_setting(command: tuple[str, ...]) -> None:
 @pytest.mark.parametrize("how", ["SIGTERM", "SIGINT twice"])
 @pytest.mark.parametrize("app", ["hanging", "hanging_in_a_thread"])
 async def test_shutdown_when_the_work_hangs(app: str, how: str) -> None:
-    """Work that hangs is cancelled in the end, its client is told, and the process exits."""
+    """Work that hangs at a shutdown is cancelled, its client gets a 503, and the process exits."""
     limit = "1" if how == "SIGTERM" else "20"
     command = (*UVICORN, "--timeout-graceful-shutdown", limit, f"tests.support.apps:{app}")
     with serve(*command) as server:
@@ -139,7 +139,7 @@ SEVERAL = [
 
 
 def test_several_processes() -> None:
-    """A second process on a socket is refused in a line, and the server, whichever, ends."""
+    """A second process on a socket does not start, and says so in one line, under any server."""
     with ThreadPoolExecutor(len(SEVERAL)) as pool:
         outputs = [done.stdout for done in pool.map(lambda command: run(*command), SEVERAL)]
     message = "handler: refusing to start a second process on one socket: "
@@ -153,7 +153,7 @@ def test_python_m_is_one_worker() -> None:
 
 
 def test_no_warning() -> None:
-    """It starts and stops where warnings are errors, as the Lambda entry does without a loop."""
+    """The server, and the Lambda handler, which has no loop, run with warnings as errors."""
     with serve(sys.executable, *("-W", "error", "-X", "dev", "-m", "handler"), PORT="0") as server:
         assert server.stop() == 0
     invoke = "from handler.main import handler; print(handler({event!r}, None)['statusCode'])"
@@ -165,7 +165,7 @@ def test_no_warning() -> None:
 
 
 def test_reload() -> None:
-    """`--reload`, which serves from a child process too, goes on working."""
+    """`--reload`, which serves from a child process, still works."""
     patient = httpx.HTTPTransport(retries=6)  # the socket is bound before the child listens
     with (
         serve(*UVICORN, "--reload", "handler.main:app", WORK_SECONDS="0.01") as server,
@@ -176,14 +176,14 @@ def test_reload() -> None:
 
 
 def test_the_clock_takes_precedence_over_the_client() -> None:
-    """At the local entry point the clock's stamp counts, and not one that the caller sent."""
+    """At the local entry point the clock's timestamp takes precedence over the client's."""
     sent = {"X-Request-Start": f"t={time.time() - 100}"}
     with lambda_entry(work_seconds=0.01) as invoke:
         assert invoke(timestamped_by_clock(sent)).json()["elapsed"] < 100
 
 
 def test_another_authorizer() -> None:
-    """An event whose authorizer is no clock of ours is answered as any other."""
+    """An event of another authorizer than the clock is handled like any other."""
     event = http_api_event({"X-Request-Start": f"t={time.time() - 100}"})
     event["requestContext"]["authorizer"] = {"lambda": None}
     with lambda_entry(work_seconds=0.01) as invoke:

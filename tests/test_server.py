@@ -1,4 +1,4 @@
-"""One process; told to stop, the gate closes immediately, and the server a moment later."""
+"""One process; on a shutdown the gate closes immediately, and the server a moment later."""
 
 import asyncio
 import signal
@@ -18,7 +18,7 @@ from tests.support.server import ROOT
 
 
 class Server:
-    """What of uvicorn's server matters here: it handles the signals with a method of its own."""
+    """The part of uvicorn's server that matters here: its method handles the signals."""
 
     def __init__(self) -> None:
         self.should_exit = False
@@ -45,9 +45,9 @@ def server() -> Iterator[Server]:
 @pytest.mark.virtual_time
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 async def test_draining(signum: signal.Signals, server: Server) -> None:
-    """A stop signal closes the gate at once; a quarter of a second later the server is to exit.
+    """The first signal closes the gate immediately; the server begins to exit 0.25 s later.
 
-    SIGTERM again changes nothing.
+    A second SIGTERM changes nothing.
     """
     closed = asyncio.Event()
     async with serving(closed.set, Settings(), Response()):
@@ -63,7 +63,7 @@ async def test_draining(signum: signal.Signals, server: Server) -> None:
 
 
 async def test_second_interrupt(server: Server) -> None:
-    """A second SIGINT cancels what goes on; a third is handled by the server."""
+    """A second SIGINT cancels the running requests; a third is passed to the server."""
     running = asyncio.create_task(asyncio.Event().wait())
     server.server_state.tasks.add(running)
     async with serving(lambda: None, Settings(), Response()):
@@ -78,14 +78,14 @@ async def test_second_interrupt(server: Server) -> None:
 
 @pytest.mark.parametrize(("option", "seconds"), [(None, 13), (5, 5)])
 async def test_time_limit(option: int | None, seconds: int, server: Server) -> None:
-    """Work that hangs has a turn and ten seconds to end, or what the server's option says."""
+    """Work that hangs has a turn and ten seconds to end, or as long as the server's option says."""
     server.config.timeout_graceful_shutdown = option
     async with serving(lambda: None, Settings(work_seconds=3), Response()):
         assert server.config.timeout_graceful_shutdown == seconds
 
 
 def test_unfit(server: Server) -> None:
-    """A server that has not enough descriptors for those who may wait is told so, in a line."""
+    """A server without enough file descriptors for its queue gets a reason of one line."""
     assert unfit(Settings()) is None
     reason = unfit(Settings(max_waiting=10**9))
     assert reason
@@ -97,7 +97,7 @@ IS_ONLY = "import sys; from handler.server import is_only_process; sys.exit(not 
 
 @pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_UNIX])
 def test_is_only_process(family: socket.AddressFamily, tmp_path: Path) -> None:
-    """Of processes that share a bound socket one is the only one, until it exits."""
+    """Of the processes that share a bound socket, one counts as the only one, until it exits."""
     with socket.socket(family) as shared, socket.create_server(("127.0.0.1", 0)) as own:
         shared.bind(("127.0.0.1", 0) if family == socket.AF_INET else str(tmp_path / "socket"))
 
@@ -117,7 +117,7 @@ def test_is_only_process(family: socket.AddressFamily, tmp_path: Path) -> None:
 
 
 def test_connections_are_not_shared_sockets() -> None:
-    """Connections, and sockets that are not bound, do not tell of another process."""
+    """Connections, datagram sockets and unbound sockets do not count as bound sockets."""
     with (
         socket.create_server(("127.0.0.1", 0)) as listening,
         socket.create_connection(listening.getsockname()) as client,
@@ -133,7 +133,7 @@ def test_connections_are_not_shared_sockets() -> None:
 
 
 async def test_another_server() -> None:
-    """Where it is not uvicorn that handles the signals, they are left alone."""
+    """If the server is not uvicorn, the signal handlers are left unchanged."""
     before = signal.getsignal(signal.SIGTERM)
     async with serving(pytest.fail, Settings(), Response()):
         assert signal.getsignal(signal.SIGTERM) is before

@@ -18,7 +18,7 @@ def load(**environ: str) -> Settings:
 
 
 def test_defaults() -> None:
-    """With nothing set, the defaults hold."""
+    """With nothing set, the settings are the defaults."""
     assert load().model_dump() == {
         "hostname": "localhost",
         "port": 8000,
@@ -38,7 +38,7 @@ def test_sample() -> None:
 
 
 def test_environment() -> None:
-    """Variables of the environment are read, but for HOSTNAME: that is the machine's name there."""
+    """Environment variables are read, except HOSTNAME, which is the machine's name there."""
     settings = load(
         HOSTNAME="box",
         PORT="0",
@@ -53,7 +53,7 @@ def test_environment() -> None:
 
 
 def test_dotenv(tmp_path: Path) -> None:
-    """A `.env` is read, HOSTNAME included; the environment goes before it."""
+    """A `.env` is read, including HOSTNAME; the environment takes precedence over it."""
     dotenv = tmp_path / ".env"
     dotenv.write_text("HOSTNAME=0.0.0.0\nPORT=9000\nWORK_SECONDS=1\nOTHER=ignored\n")
     settings = Settings.read({"HOSTNAME": "box", "PORT": "9001"}, dotenv)
@@ -79,7 +79,7 @@ def test_dotenv(tmp_path: Path) -> None:
     ],
 )
 def test_invalid(variable: str, values: list[str], allowed: str) -> None:
-    """A bad value is refused in one line, with the variable, the value and what is allowed."""
+    """A bad value is rejected in one line, with the variable, the value and what is allowed."""
     for value in values:
         with pytest.raises(InvalidSetting) as error:
             load(**{variable: value})
@@ -91,7 +91,7 @@ def test_invalid(variable: str, values: list[str], allowed: str) -> None:
     ["", "a..b", ".", "a b", "-a", "a-.b", "x" * 64, "x." * 127 + "x", "[::1]", "a/b", "a:1"],
 )
 def test_invalid_hostname(name: str, tmp_path: Path) -> None:
-    """What cannot be a host's name is refused in `.env`, in one line."""
+    """A HOSTNAME in `.env` that cannot be a host's name is rejected in one line."""
     dotenv = tmp_path / ".env"
     dotenv.write_text(f"HOSTNAME='{name}'\n")
     with pytest.raises(InvalidSetting) as error:
@@ -103,14 +103,14 @@ def test_invalid_hostname(name: str, tmp_path: Path) -> None:
     "name", ["0.0.0.0", "::1", "fe80::1%eth0", "a-b.example.", "bücher", "a_b"]
 )
 def test_hostname(name: str, tmp_path: Path) -> None:
-    """Names and addresses of both kinds are taken as they are."""
+    """Host names, IPv4 and IPv6 addresses are accepted unchanged."""
     dotenv = tmp_path / ".env"
     dotenv.write_text(f"HOSTNAME={name}\n", encoding="utf-8")
     assert Settings.read({}, dotenv).hostname == name
 
 
 def test_dotenv_that_is_a_pipe(tmp_path: Path) -> None:
-    """A named pipe, as of a password manager, is read."""
+    """A `.env` that is a named pipe, as a password manager makes, is read."""
     dotenv = tmp_path / ".env"
     os.mkfifo(dotenv)
     with ThreadPoolExecutor() as writer:
@@ -119,13 +119,13 @@ def test_dotenv_that_is_a_pipe(tmp_path: Path) -> None:
 
 
 def test_dotenv_that_is_a_folder(tmp_path: Path) -> None:
-    """A folder is refused by its name."""
+    """A `.env` that is a folder is rejected."""
     with pytest.raises(InvalidSetting, match=r"must be a readable UTF-8 file: .*Is a directory"):
         Settings.read({}, tmp_path)
 
 
 def test_several_invalid() -> None:
-    """All bad values are named at once, still in one line."""
+    """All bad values are named together, in one line."""
     with pytest.raises(InvalidSetting) as error:
         load(PORT="x", WORK_SECONDS="y")
     assert str(error.value) == (
@@ -135,7 +135,7 @@ def test_several_invalid() -> None:
 
 
 def test_dotenv_without_a_value(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """A name alone in `.env` is refused, and a line that is none of a `.env` is warned of."""
+    """A name without a value in `.env` is rejected, and a malformed line is warned of."""
     dotenv = tmp_path / ".env"
     dotenv.write_text("PORT\n")
     with pytest.raises(InvalidSetting, match="PORT=None: must be a whole number"):
@@ -147,7 +147,7 @@ def test_dotenv_without_a_value(tmp_path: Path, caplog: pytest.LogCaptureFixture
 
 
 def test_dotenv_that_is_not_text(tmp_path: Path) -> None:
-    """A `.env` that cannot be read is refused by its name."""
+    """A `.env` that is not UTF-8 text is rejected, with its name."""
     dotenv = tmp_path / ".env"
     dotenv.write_bytes(b"PORT=\xff\n")
     with pytest.raises(InvalidSetting, match=r"\.env: must be a readable UTF-8 file: .*0xff"):

@@ -46,9 +46,9 @@ def descriptors(server: Server) -> int:
 
 
 async def crowd(server: Server, n: int, seconds: float) -> list[tuple[float, Response]]:
-    """Let so many call, and a random half of them hang up at a random moment.
+    """Send `n` requests; a random half of the clients disconnect at random times.
 
-    Returns when each of the others called and what it was answered, in order of return.
+    Returns the timestamp and the response of each other request, in order of return.
     """
     chance = random.Random(n)
     responses: list[tuple[float, Response]] = []
@@ -69,7 +69,7 @@ async def crowd(server: Server, n: int, seconds: float) -> list[tuple[float, Res
 
 
 async def test_a_crowd(scale: int) -> None:
-    """Half of a crowd hangs up at random; the rest are served as promised, and nothing is left."""
+    """When half of a crowd disconnects, the rest are served as promised, and nothing leaks."""
     n, seconds = 200 * scale, 0.005
     settings = {
         "WORK_SECONDS": str(seconds),
@@ -82,7 +82,7 @@ async def test_a_crowd(scale: int) -> None:
         memory = resident_memory(server.process.pid)
         responses = await crowd(server, n, seconds)
         assert resident_memory(server.process.pid) < 1.1 * memory
-        for _ in range(100):  # the server closes a connection some passes after its caller
+        for _ in range(100):  # the server closes a connection some iterations after its client
             await fence(server.url)
             if descriptors(server) == idle:
                 break
@@ -94,14 +94,15 @@ async def test_a_crowd(scale: int) -> None:
         assert timing
         turns.append((sent + float(timing[1]) / 1e3, sent + took))
     for (_, ended), (began, _) in pairwise(turns):
-        assert began > ended - 1e-4  # stamps and header are rounded, and the wall clock is trimmed
+        # The timestamps and the header are rounded, and the wall clock is slewed.
+        assert began > ended - 1e-4
     for index, (earlier, later) in enumerate(pairwise(elapsed)):
         if abs(responses[index + 1][0] - responses[index][0]) <= simultaneous(seconds):
             assert not is_short(earlier, later, seconds)
 
 
 async def test_shutdown_at_random(scale: int) -> None:
-    """Told to stop in the middle of a burst, every caller gets a 200 or a 503; it exits 0."""
+    """At a shutdown during a burst every client gets a 200 or a 503; the exit status is 0."""
     for seed in range(2 * scale):
         chance = random.Random(seed)
         with serve(*QUIET, WORK_SECONDS="0.05") as server:
@@ -124,7 +125,7 @@ async def test_shutdown_at_random(scale: int) -> None:
 
 
 async def test_overload(scale: int) -> None:
-    """While many call again once refused, a newcomer is told at once, and the turns go on."""
+    """Under an overload, new clients get their 503 within 0.5 s, and the turns are not delayed."""
     with (
         serve(*PYTHON_M, PORT="0", WORK_SECONDS="1", MAX_WAITING="4") as server,
         ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process,
@@ -144,7 +145,7 @@ async def test_overload(scale: int) -> None:
     assert waits
     assert max(waits) < 0.5
     served = [when for when, status in responses if status == 200]
-    # The least, since the machine itself may stall during a turn.
+    # The minimum, because the machine itself may stall during a turn.
     assert min(later - earlier for earlier, later in pairwise(served)) <= 1.1
     print(f"new clients: {waits} s; rejections: {sum(status == 503 for _, status in responses)}")
 
@@ -190,7 +191,7 @@ SCENARIOS = [
 
 
 async def test_broken_clients(server: Server) -> None:
-    """Slow and broken clients get what they deserve, and the others do not notice."""
+    """Clients that misbehave do not affect the others."""
     async with httpx.AsyncClient(base_url=server.url, timeout=LIMIT) as client:
         await connect(client, 8)
         scenarios = asyncio.gather(*(scenario(server) for scenario in SCENARIOS))
@@ -199,7 +200,7 @@ async def test_broken_clients(server: Server) -> None:
 
 
 async def test_work_that_fails_at_random() -> None:
-    """Where one work in ten fails, its caller gets a 500 and all others the exact step."""
+    """If the work of one request in ten fails, that one gets a 500; the others' steps are exact."""
     chance = random.Random(10)
     failures = 0
 
@@ -222,7 +223,7 @@ async def test_work_that_fails_at_random() -> None:
 
 @pytest.mark.parametrize("step", [-3600, 3600])
 async def test_clock_fault(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A wall clock that is stepped by an hour during a wait changes no answer into nonsense."""
+    """When the wall clock is stepped by an hour during a wait, every `elapsed` is still right."""
     wall = 1_795_500_000.0
     monkeypatch.setattr(module, "arrival", lambda timestamp: arrival(timestamp, wall=lambda: wall))
     client = client_for(create_app(Settings(work_seconds=0.1, trust_request_start=True)))
@@ -238,7 +239,7 @@ async def test_clock_fault(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_schemathesis(tmp_path: Path) -> None:
-    """What the service's own OpenAPI says holds for whatever is sent: no 5xx but the 503."""
+    """Whatever is sent, the responses conform to the service's OpenAPI document."""
     with serve(*UVICORN, "handler.main:app", WORK_SECONDS="0.01") as server:
         done = subprocess.run(
             [

@@ -1,4 +1,4 @@
-"""How the work runs, of every kind."""
+"""How work of every kind runs."""
 
 import asyncio
 import threading
@@ -44,7 +44,7 @@ IN_A_THREAD: dict[str, Work] = {"def": note, "partial": partial(note), "object":
 
 @pytest.mark.parametrize("work", IN_THE_LOOP.values(), ids=IN_THE_LOOP)
 async def test_in_the_loop(work: Work) -> None:
-    """Whatever is awaitable is awaited, in the event loop."""
+    """Work that is awaitable is awaited in the event loop."""
     ran.clear()
     await do(work, 1.5)
     assert ran == [(threading.main_thread(), 1.5)]
@@ -62,7 +62,7 @@ async def test_in_a_thread(work: Work) -> None:
 
 
 async def test_the_loop_goes_on() -> None:
-    """While a thread blocks, the event loop does not."""
+    """While a thread blocks, the event loop keeps running."""
     go = threading.Event()
     asyncio.get_running_loop().call_later(0.01, go.set)
     await do(lambda seconds: go.wait(10) or pytest.fail("blocked"), 0)
@@ -85,20 +85,20 @@ def fail(error: BaseException) -> Work:
 
 @pytest.mark.parametrize("error", [ZeroDivisionError("mine"), TimeoutError(), KeyError(1)])
 async def test_failure(error: Exception) -> None:
-    """What the work raises comes out unchanged."""
+    """What the work raises is raised unchanged."""
     with pytest.raises(type(error)) as raised:
         await do(fail(error), 0)
     assert raised.value is error
 
 
 async def test_stop_iteration() -> None:
-    """StopIteration, which no future takes, is an error like others."""
+    """StopIteration, which a future cannot hold, ends the work as a RuntimeError."""
     with pytest.raises(RuntimeError, match="StopIteration"):
         await do(fail(StopIteration()), 0)
 
 
 async def test_cancel() -> None:
-    """When it is cancelled, nothing waits for the thread, whose end is of no interest."""
+    """When the work is cancelled, nothing waits for its thread, which may end at any time."""
     go, ended = threading.Event(), threading.Event()
 
     def work(seconds: float) -> None:

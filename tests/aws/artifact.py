@@ -1,4 +1,4 @@
-"""What `sam build` made, under AWS's own runtime emulator and runtime client."""
+"""The artifact of `sam build`, under AWS's own runtime emulator and runtime client."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""The way of a call through a deployment, emulated: gateway, state machine, function.
+"""An emulated deployment, through which requests go: gateway, state machine, function.
 
 The gateway's templates are the template's own, rendered by a Velocity engine; the state machine is
 the template's own, run by moto's interpreter; the function is an emulation of Lambda at reserved
@@ -41,16 +41,16 @@ ENVIRON = {
     "AWS_ACCESS_KEY_ID": "testing",
     "AWS_SECRET_ACCESS_KEY": "testing",
     "AWS_DEFAULT_REGION": REGION,
-    "AWS_MAX_ATTEMPTS": "1",  # the machine's retries are the only ones
+    "AWS_MAX_ATTEMPTS": "1",  # the state machine's retries are the only ones
 }
 REQUESTS_PER_SECOND = 10
-"""Synchronous requests that Lambda takes a second, for each unit of reserved concurrency."""
+"""Synchronous requests that Lambda takes per second, for each unit of reserved concurrency."""
 
 OVERHEAD = 0.02
 
 FATAL = {"ExecutionAborted", "ExecutionFailed", "ExecutionTimedOut"}
 LOGGED = {"FATAL": FATAL, "ERROR": FATAL | {"TaskFailed", "TaskTimedOut"}}
-"""Of the events that our machine can have, those that are logged, by the log's level.
+"""The events of this state machine that are logged, by the log's level.
 
 https://docs.aws.amazon.com/step-functions/latest/dg/cw-logs.html
 """
@@ -59,10 +59,10 @@ Handle = Callable[[dict[str, Any]], Any]
 
 
 class Function:
-    """Lambda at reserved concurrency 1: takes one call, refuses what overlaps or comes too fast.
+    """Lambda at reserved concurrency 1: rejects invocations that overlap or come too fast.
 
     A `handle` that raises is a function that failed.
-    Each call takes `OVERHEAD` seconds beside what `handle` does, a refused one too.
+    Each invocation takes `OVERHEAD` seconds on top of `handle`, a rejected one too.
     """
 
     def __init__(self, handle: Handle) -> None:
@@ -97,7 +97,7 @@ class Function:
             self.environment.release()
 
     def overlapped(self) -> bool:
-        """Return whether two invocations that were taken ever overlapped."""
+        """Return whether two accepted invocations ever overlapped."""
         return any(one[1] > other[0] for one, other in pairwise(sorted(self.spans)))
 
     def reject(self, reason: str) -> None:
@@ -107,7 +107,7 @@ class Function:
 
 
 class Endpoint:
-    """`GET /test` of a deployment around `function`."""
+    """`GET /test` of an emulated deployment of `function`."""
 
     def __init__(self, function: Function) -> None:
         self.function = function
@@ -149,7 +149,7 @@ class Endpoint:
         self.integration = self.method["x-amazon-apigateway-integration"]
 
     def request(self, epoch: float) -> dict[str, str]:
-        """Render what the gateway asks of StartSyncExecution for a call that arrived at `epoch`."""
+        """Render the gateway's StartSyncExecution for a request that arrived at `epoch` seconds."""
         context = {"context": {"requestTimeEpoch": math.floor(epoch * 1000)}}
         rendered = render(self.integration["requestTemplates"]["application/json"], context)
         request: dict[str, str] = json.loads(rendered)
@@ -158,7 +158,7 @@ class Endpoint:
         return request
 
     def response(self, status: int, body: dict[str, Any]) -> httpx.Response:
-        """Render what the caller gets for an answer of StartSyncExecution."""
+        """Render the gateway's response for a response of StartSyncExecution."""
         responses = self.integration["responses"]
         response = responses.get(str(status), responses["default"])
         override: dict[str, Any] = {"header": {}}
@@ -179,7 +179,7 @@ class Endpoint:
         )
 
     def gateway_response(self, name: str) -> httpx.Response:
-        """Return what the gateway answers by itself."""
+        """Return a response that the gateway sends by itself."""
         response = self.api["x-amazon-apigateway-gateway-responses"][name]
         headers = {
             parameter.removeprefix("gatewayresponse.header."): value.strip("'")
@@ -192,7 +192,7 @@ class Endpoint:
         )
 
     def get(self, arrived: float) -> httpx.Response:
-        """Let one call, which `arrived` at the gateway, go all the way."""
+        """Return the response to a request that `arrived` at the gateway, in epoch seconds."""
         request = self.request(arrived)
         arn = self.states.start_execution(name=str(uuid.uuid4()), **request)["executionArn"]
         execution: Any = get_backend(arn.split(":")[4], REGION).describe_execution(arn)
@@ -208,7 +208,7 @@ class Endpoint:
         return self.response(200, {key: outcome[key] for key in known if key in outcome})
 
     def burst(self, n: int) -> list[httpx.Response]:
-        """Let so many calls go at once; return the answers in order of return."""
+        """Send `n` simultaneous requests; return the responses in order of return."""
         responses: list[httpx.Response] = []
         with ThreadPoolExecutor(n) as clients:
             arrived = time.time()
@@ -240,7 +240,7 @@ def environment(work_seconds: float, max_wait_seconds: float | None = None) -> I
 
 
 def json_path(body: dict[str, Any], path: str) -> Any:
-    """Return what API Gateway's `$input.path` does, for the body or one entry of it."""
+    """Return what API Gateway's `$input.path` returns for the body, or for one entry of it."""
     return body if path == "$" else body.get(path.removeprefix("$."))
 
 
@@ -272,7 +272,7 @@ def _invoke(
 
 @contextmanager
 def emulation() -> Iterator[None]:
-    """Emulate AWS for the endpoints made in the body."""
+    """Emulate AWS for the endpoints that are made in the body."""
     simple: DefaultConfig = {
         "stepfunctions": {"execute_state_machine": True},
         "lambda": {"use_docker": False},

@@ -1,4 +1,4 @@
-"""The Lambda handler, for the runtime emulator: an event can ask for work that fails or hangs.
+"""The Lambda handler for the runtime emulator: an event can ask for work that fails or hangs.
 
 The work is a plain function, which runs in a thread.
 """

@@ -1,4 +1,4 @@
-"""The template as CloudFormation gets it: translated by SAM's own translator."""
+"""The template as CloudFormation gets it, translated by SAM's own translator."""
 
 import os
 import re
@@ -22,7 +22,7 @@ def source() -> dict[str, Any]:
 
 
 class NoManagedPolicies:
-    """The template names none, so that none needs to be looked up at AWS."""
+    """The template uses no managed policy, so none needs to be looked up at AWS."""
 
     def load(self) -> dict[str, str]:
         return {}
@@ -30,7 +30,7 @@ class NoManagedPolicies:
 
 @cache
 def deployed() -> dict[str, Any]:
-    """Return the resources that a deployment makes, their Conditions taken into account."""
+    """Return the resources that a deployment makes, without those whose Condition is `IsLocal`."""
     packaged = deepcopy(source())
     for resource in packaged["Resources"].values():
         if resource["Type"] == "AWS::Serverless::Function":
@@ -47,7 +47,7 @@ def deployed() -> dict[str, Any]:
 def resolve(node: Any, values: Mapping[str, Any]) -> Any:
     """Replace the intrinsic functions in a part of the template.
 
-    `values` are what `Ref` returns, and under `Name.Attribute` what `Fn::GetAtt` does.
+    `values` holds what `Ref` returns and, under `Name.Attribute`, what `Fn::GetAtt` returns.
     """
     if isinstance(node, list):
         return [resolve(child, values) for child in node]

@@ -1,4 +1,4 @@
-"""What `sam build` made, alone and under AWS's own runtime emulator and runtime client."""
+"""The artifact of `sam build`, alone and under AWS's own runtime emulator and runtime client."""
 
 import struct
 import subprocess
@@ -40,13 +40,13 @@ def test_only_what_the_function_imports() -> None:
 
 
 def test_up_to_date() -> None:
-    """The artifact was built from the code as it is: otherwise, `sam build` again."""
+    """The artifact was built from the present code; if this fails, run `sam build` again."""
     for source in (ROOT / "handler").glob("*.py"):
         assert (ARTIFACT / "handler" / source.name).read_text() == source.read_text()
 
 
 def test_compiled_ahead() -> None:
-    """Each source has its bytecode beside it, which is used without a look at the source."""
+    """Each source file has its bytecode beside it, which is used without checking the source."""
     sources = list(ARTIFACT.rglob("*.py"))
     assert len(sources) > 100
     for source in sources:
@@ -61,14 +61,14 @@ def test_compiled_ahead() -> None:
 
 @pytest.mark.parametrize("event", [{}, {"resource": "/test"}, {"headers": None, "version": "2.0"}])
 def test_a_bad_event(event: dict[str, Any]) -> None:
-    """An event of no kind that is known is an error of its own, and the next is answered."""
+    """An event of unknown kind is an error of that event alone: the next gets its response."""
     with environment(work_seconds=0.001) as invoke:
         assert "errorType" in invoke(event).json()
         assert response(invoke(rest_event({})).json()).status_code == 200
 
 
 def test_hundreds_of_invocations() -> None:
-    """One environment answers hundreds in a row, and goes on after one failed and one timed out."""
+    """One environment serves hundreds of requests in a row, after a failure and a timeout."""
     with environment(0.001, "faulty_handler.handler") as invoke:
         failed = response(invoke(rest_event({"X-Fault": "fail"})).json())
         assert failed.status_code == 500
@@ -78,13 +78,13 @@ def test_hundreds_of_invocations() -> None:
         assert timed_out.text == "Task timed out after 2.00 seconds"
 
         first = time.time() - 290
-        for number in range(200):  # arrivals a second apart: none is held to another's step
+        for number in range(200):  # arrivals are a second apart: none is held to an exact step
             result = invoke(rest_event({"X-Request-Start": f"t={first + number}"})).json()
             assert 90 - number < response(result).json()["elapsed"] < 300
 
 
 def test_without_the_right_python() -> None:
-    """A machine without the function's Python is told of the build in a container."""
+    """On a machine without the function's Python, the build fails and names the container build."""
     build = subprocess.run(
         ["make", "--file", "handler/Makefile", "build-Function", "PYTHON=python0.0"],
         cwd=ROOT,

@@ -36,7 +36,7 @@ def walk(node: Any) -> Iterator[dict[str, Any]]:
 
 
 def test_handler(function: dict[str, Any]) -> None:
-    """The handler that Lambda calls answers the event that the waiting room hands on."""
+    """The handler that the template names responds to the event that the waiting room sends."""
     with lambda_entry(work_seconds=0.01, path=function["Handler"]) as invoke:
         assert invoke(timestamped_by_gateway()).status_code == 200
 
@@ -51,18 +51,18 @@ def test_runtime() -> None:
 
 
 def test_one_at_a_time(function: dict[str, Any]) -> None:
-    """The function has one environment."""
+    """The function has one execution environment."""
     assert function["ReservedConcurrentExecutions"] == 1
 
 
 def test_timeout(function: dict[str, Any]) -> None:
-    """The longest turn that may be asked for ends before Lambda's timeout, with time to start."""
+    """The longest allowed turn ends before Lambda's timeout, with 3 s to spare for the start."""
     longest = max(template.source()["Parameters"]["WorkSeconds"]["AllowedValues"])
     assert function["Timeout"] >= longest + SIMULTANEOUS + 3
 
 
 def test_settings(function: dict[str, Any]) -> None:
-    """For each `WorkSeconds` the function's variables are settings that the service takes."""
+    """For each `WorkSeconds`, the function's variables are valid settings of the service."""
     parameters = template.source()["Parameters"]
     assert parameters["WorkSeconds"]["Default"] == Settings().work_seconds
     for seconds in parameters["WorkSeconds"]["AllowedValues"]:
@@ -75,11 +75,11 @@ def test_settings(function: dict[str, Any]) -> None:
 
 
 PAUSE = 0.3
-"""Seconds from the end of a turn until the next caller has asked, as the template counts."""
+"""Seconds that the template allows between a turn's end and the next execution's retry."""
 
 
 def test_admission(resources: dict[str, Any]) -> None:
-    """For each `WorkSeconds` the gateway has a place more than callers get their turn in time."""
+    """For each `WorkSeconds`, the gateway admits one more request than can be served in time."""
     source = template.source()
     machine = source["Resources"]["WaitingRoom"]["Properties"]["Definition"]
     admission = source["Mappings"]["Admission"]
@@ -97,7 +97,7 @@ def test_admission(resources: dict[str, Any]) -> None:
 
 
 def test_the_machine_ends_with_the_gateway() -> None:
-    """An execution goes on for as long as the gateway waits for it, and no longer."""
+    """An execution's timeout equals the gateway's; a turn that begins in time ends before it."""
     resources = template.source()["Resources"]
     machine = resources["WaitingRoom"]["Properties"]["Definition"]
     method = resources["Api"]["Properties"]["DefinitionBody"]["paths"]["/test"]["get"]
@@ -109,7 +109,7 @@ def test_the_machine_ends_with_the_gateway() -> None:
 
 @pytest.mark.parametrize("ranges", [["0.0.0.0/0", "::/0"], ["198.51.100.7/32", "2001:db8::/32"]])
 def test_allowed_ips(ranges: list[str], resources: dict[str, Any]) -> None:
-    """By default everyone may call; a list of ranges arrives in the API's policy whole."""
+    """By default every address is allowed; the API's policy holds all ranges of a given list."""
     parameter = template.source()["Parameters"]["AllowedIps"]
     assert parameter["Type"] == "CommaDelimitedList"
     assert parameter["Default"].split(",") == ["0.0.0.0/0", "::/0"]
@@ -139,7 +139,7 @@ def test_every_deployment_is_new(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_local_entry_point() -> None:
-    """SAM CLI and the gateway route what the app routes; a deployment has no local entry point."""
+    """SAM CLI and the gateway have the same routes as the app."""
     resources = template.source()["Resources"]
     body = resources["LocalApi"]["Properties"]["DefinitionBody"]
     routes = {path: list(methods) for path, methods in body["paths"].items()}
@@ -153,7 +153,7 @@ def test_local_entry_point() -> None:
 
 
 def test_nothing_local_is_deployed(resources: dict[str, Any]) -> None:
-    """A deployment makes one function and one gateway, and nothing that only SAM CLI asks."""
+    """A deployment makes one function and one gateway, and nothing that only SAM CLI uses."""
     local = {"LocalApi", "Clock"}
     assert not [name for name in resources if name.startswith(tuple(local))]
     assert not [node for node in walk(resources) if local & set(map(str, node.values()))]
@@ -166,9 +166,9 @@ def test_nothing_local_is_deployed(resources: dict[str, Any]) -> None:
 
 
 def test_least_privilege(resources: dict[str, Any]) -> None:
-    """Each role may do its one thing on its one resource.
+    """Each role is allowed one thing on one resource.
 
-    The delivery of the machine's log is the exception: its actions know no resource.
+    The delivery of the state machine's log is the exception: its actions take no resource.
     """
     roles = {
         name: [
@@ -208,9 +208,9 @@ def test_least_privilege(resources: dict[str, Any]) -> None:
 
 
 def test_assume_role_policies(resources: dict[str, Any]) -> None:
-    """Each role is one service's; Step Functions takes it for this account's machines alone.
+    """Each role can be assumed by one service, Step Functions' only for this account's machines.
 
-    For the other two services AWS does not document that they say for whom they come.
+    AWS does not document that the other two services pass the account that they act for.
     """
     trusted = {
         name: resource["Properties"]["AssumeRolePolicyDocument"]["Statement"]

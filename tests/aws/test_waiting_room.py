@@ -1,4 +1,4 @@
-"""The waiting room: what is deployed, emulated; `test_acceptance` has it at the real seconds."""
+"""The waiting room, in emulation; `test_acceptance` has it with the real three seconds."""
 
 import json
 import time
@@ -29,7 +29,7 @@ def endpoint(_emulation: None) -> Iterator[Endpoint]:
 
 
 def test_request(endpoint: Endpoint) -> None:
-    """The gateway starts the machine with an event that carries when the call arrived."""
+    """The gateway starts the state machine with an event that holds the request's arrival."""
     request = endpoint.request(epoch=1_795_500_000.25)
     assert request.keys() == {"stateMachineArn", "input"}
     event = json.loads(request["input"])
@@ -38,14 +38,14 @@ def test_request(endpoint: Endpoint) -> None:
 
 
 def test_nothing_of_the_client_is_copied(endpoint: Endpoint) -> None:
-    """The request's template reads the gateway's clock, and nothing that a caller can write."""
+    """The request's template reads the gateway's clock, and nothing that a client can write."""
     source = endpoint.integration["requestTemplates"]["application/json"]
     assert source.count("$") == source.count("$context.requestTimeEpoch") == 1
     assert endpoint.integration["passthroughBehavior"] == "never"
 
 
 def test_a_burst(endpoint: Endpoint) -> None:
-    """All of a burst are served, never two at a time, though some are refused; none is logged."""
+    """A burst is served one at a time, though Lambda rejects some attempts; nothing is logged."""
     assert [response.status_code for response in endpoint.burst(4)] == [200] * 4
     assert not endpoint.function.overlapped()
     assert endpoint.function.rejections
@@ -53,7 +53,7 @@ def test_a_burst(endpoint: Endpoint) -> None:
 
 
 def test_the_function_fails() -> None:
-    """A function that fails answers 500 and reveals nothing; the next call is served."""
+    """When the function fails, the response is a 500 that reveals nothing; the next is a 200."""
 
     def fail_first(event: dict[str, Any]) -> Any:
         if not endpoint.function.spans:
@@ -70,13 +70,13 @@ def test_the_function_fails() -> None:
 
 
 def result(status: int, body: str, **headers: str) -> dict[str, Any]:
-    """Make what the function returns."""
+    """Make a result of the function."""
     names = {name.replace("_", "-"): value for name, value in headers.items()}
     return {"statusCode": status, "headers": names, "multiValueHeaders": {}, "body": body}
 
 
 def after(rejections: int, error: str) -> Handle:
-    """Make a function that Lambda refuses to run so many times."""
+    """Make a function that Lambda rejects as often as `rejections` says, and then runs."""
     left = repeat(LambdaClientError(error, "the secret reason"), rejections)
 
     def run(event: dict[str, Any]) -> Any:
@@ -89,7 +89,7 @@ def after(rejections: int, error: str) -> Handle:
 
 @pytest.fixture
 def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Skip the pauses between attempts, and note how many seconds they would have taken."""
+    """Skip the pauses between attempts, and record their seconds."""
     seconds: list[float] = []
     monkeypatch.setattr(retrier_decl, "time", SimpleNamespace(sleep=seconds.append))
     return seconds
@@ -97,7 +97,7 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 @pytest.mark.parametrize(("rejections", "status"), [(2, 200), (3, 500)])
 def test_fault_of_lambda_itself(rejections: int, status: int, pauses: list[float]) -> None:
-    """An error of Lambda's that AWS calls transient is tried again twice, and no third time."""
+    """A transient error of Lambda's is retried twice, and not a third time."""
     [response] = Endpoint(Function(after(rejections, "ServiceException"))).burst(1)
     assert response.status_code == status
     assert len(pauses) == 2
@@ -106,7 +106,7 @@ def test_fault_of_lambda_itself(rejections: int, status: int, pauses: list[float
 def test_retry_without_a_pause_after_a_long_wait(
     pauses: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A caller asks again after up to a second, 25 times; from then on it asks at once."""
+    """An execution retries 25 times after a pause of up to a second, and then without a pause."""
     endpoint = Endpoint(Function(lambda event: event))
     monkeypatch.setattr(endpoint.function, "invoke", after(40, "TooManyRequestsException"))
     [response] = endpoint.burst(1)
@@ -116,7 +116,7 @@ def test_retry_without_a_pause_after_a_long_wait(
 
 
 def test_not_completed_in_time() -> None:
-    """A caller for whom no turn ends in the gateway's 29 s is told so, by the gateway."""
+    """A request that is not completed within the gateway's 29 s gets a 503 from the gateway."""
     endpoint = Endpoint(Function(lambda event: event))
     with endpoint.function.environment:
         response = endpoint.get(arrived=time.time() - 28.5)
@@ -125,7 +125,7 @@ def test_not_completed_in_time() -> None:
 
 
 def test_no_work_that_cannot_end_in_time() -> None:
-    """A call that comes late to a free function is told so by it, and no work is done."""
+    """A request that reaches a free function too late gets a 503 from it, and no work is done."""
     with environment(WORK_SECONDS, max_wait_seconds=1) as handler:
         endpoint = Endpoint(Function(handler))
         began = time.monotonic()
@@ -196,7 +196,7 @@ ENDINGS: dict[str, tuple[int, dict[str, str], int, dict[str, str], dict[str, Any
 
 @pytest.mark.parametrize("ending", ENDINGS)
 def test_endings(endpoint: Endpoint, ending: str) -> None:
-    """However an execution ends, the caller gets a status, headers and JSON that say so."""
+    """However an execution ends, the client gets a status, headers and JSON to match."""
     backend_status, outcome, status, headers, body = ENDINGS[ending]
     response = endpoint.response(backend_status, outcome)
     assert response.status_code == status
@@ -212,14 +212,14 @@ def test_endings(endpoint: Endpoint, ending: str) -> None:
 
 @pytest.mark.parametrize("backend_status", ["200", "default"])
 def test_one_override_of_the_status(endpoint: Endpoint, backend_status: str) -> None:
-    """The status is overridden in one place: a second time would be a 5xx of the gateway's."""
+    """The status is overridden in one place: with a second, the gateway would send a 5xx."""
     response = endpoint.integration["responses"][backend_status]
     source = response["responseTemplates"]["application/json"]
     assert source.count("$context.responseOverride.status") == 1
 
 
 def test_gateway_responses(endpoint: Endpoint) -> None:
-    """What the gateway answers by itself has its status and a JSON body, too."""
+    """The gateway's own responses have a status of their own and a JSON body, too."""
     for name in ("THROTTLED", "INTEGRATION_TIMEOUT"):
         assert endpoint.gateway_response(name).headers["cache-control"] == "no-store"
     responses = {

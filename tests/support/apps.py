@@ -1,4 +1,4 @@
-"""Apps as a user makes them, with work of their own: `uvicorn tests.support.apps:NAME`."""
+"""Apps as a user makes them, each with its own work: `uvicorn tests.support.apps:NAME`."""
 
 import asyncio
 import threading

@@ -1,4 +1,4 @@
-"""What several tests assert, stated once; for the probe as well, so the standard library alone."""
+"""What several tests and the probe assert; uses only the standard library, as the probe does."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ SERVER_TIMING = re.compile(r"queue;dur=(\d+\.\d{3}), work;dur=(\d+\.\d{3})")
 
 
 def simultaneous(seconds: float) -> float:
-    """Return within how many seconds requests arrive that are promised an exact step."""
+    """Return the seconds within which requests must arrive to be promised an exact step."""
     return min(0.25, seconds / 5)
 
 
 def is_short(earlier: float, later: float, seconds: float) -> bool:
-    """Tell whether the step between two answers' elapsed is under `seconds`, either way put."""
+    """Return whether the step between two `elapsed` is under `seconds`, by either comparison."""
     return later - earlier < seconds or later < earlier + seconds
 
 
 def assert_staircase(responses: list[httpx.Response], seconds: float) -> None:
-    """Assert that each answer's elapsed exceeds the one before by `seconds` or more."""
+    """Assert that each response's `elapsed` exceeds the one before by at least `seconds`."""
     assert [response.status_code for response in responses] == [200] * len(responses)
     elapsed = [response.json()["elapsed"] for response in responses]
     assert elapsed[0] >= seconds

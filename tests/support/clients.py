@@ -1,4 +1,4 @@
-"""Callers that hold a connection each, below any HTTP client: they can hang up, or misbehave."""
+"""Clients with one connection each and no HTTP library: they can disconnect, or misbehave."""
 
 import asyncio
 from collections.abc import Callable
@@ -16,7 +16,7 @@ class Response:
 
 
 class Client:
-    """A connection of its own, on which a request was sent."""
+    """A client with a connection of its own."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader = reader
@@ -24,19 +24,19 @@ class Client:
 
     @classmethod
     async def connect(cls, url: str) -> "Client":
-        """Connect to the server at `url` and send nothing yet."""
+        """Connect to the server at `url` without sending anything."""
         server = httpx.URL(url)
         return cls(*await asyncio.open_connection(server.host, server.port))
 
     @classmethod
     async def get(cls, url: str, path: str = "/test", headers: str = "") -> "Client":
-        """Connect to the server at `url` and send `GET path`; `headers` are whole lines."""
+        """Connect to the server at `url` and send `GET path`; `headers` are complete lines."""
         client = await cls.connect(url)
         client.writer.write(f"GET {path} HTTP/1.1\r\nHost: test\r\n{headers}\r\n".encode())
         return client
 
     async def read(self) -> Response:
-        """Return the next answer on the connection.
+        """Return the next response on the connection.
 
         Raises `asyncio.IncompleteReadError` or `ConnectionError` when the connection breaks.
         """
@@ -49,7 +49,7 @@ class Client:
         return Response(int(head[0].split()[1]), headers, body)
 
     async def response(self) -> Response:
-        """Return the answer, or raise what `read` does, and hang up."""
+        """Return the response, or raise what `read` does, and disconnect."""
         try:
             return await self.read()
         finally:
@@ -62,7 +62,7 @@ class Client:
 
 
 async def fence(url: str) -> None:
-    """Return once the server has seen all that happened before: it serves sockets in turn."""
+    """Return once the server has seen all earlier events: it handles its sockets in order."""
     client = await Client.get(url, "/nothing")
     assert (await client.response()).status == 404
 
@@ -70,5 +70,5 @@ async def fence(url: str) -> None:
 async def until(condition: Callable[[], object]) -> None:
     """Return once `condition` holds; fail after ten seconds."""
     async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110 - of what a server keeps there is no event
+        while not condition():  # noqa: ASYNC110 - a server's state has no event
             await asyncio.sleep(0)

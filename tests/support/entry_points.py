@@ -1,4 +1,4 @@
-"""The doors by which callers reach the service, behind one interface."""
+"""The service's entry points, behind one interface."""
 
 import asyncio
 import importlib
@@ -26,44 +26,44 @@ from tests.aws.artifact import needs_artifact
 from tests.support.server import UVICORN, serve
 
 WORK_SECONDS = 0.05
-"""Seconds of a turn at the doors in this process."""
+"""Seconds of a turn at the entry points in this process."""
 
 SERVER_WORK_SECONDS = 0.3
-"""Seconds of a turn where clients need some time to arrive, and to be let in."""
+"""Seconds of a turn at the entry points where a client takes some time to arrive and to begin."""
 
 
 @dataclass
 class EntryPoint:
-    """`burst(n)` calls `GET /test` n times at once and returns the answers in order of return."""
+    """`burst(n)` sends `n` simultaneous `GET /test`; returns the responses in order of return."""
 
     burst: Callable[[int], list[httpx.Response]]
     work_seconds: float = WORK_SECONDS
 
 
 async def burst(client: httpx.AsyncClient, n: int) -> list[httpx.Response]:
-    """Call `GET /test` so many times at once; return the answers in order of return."""
+    """Send `n` simultaneous `GET /test`; return the responses in order of return."""
     pending = [client.get("/test") for _ in range(n)]
     return [await response for response in asyncio.as_completed(pending)]
 
 
 async def connect(client: httpx.AsyncClient, n: int) -> None:
-    """Open so many connections, so that a burst on them is one: requests alone, no handshakes."""
+    """Open `n` connections, so that a burst on them is not spread out by their handshakes."""
     await asyncio.gather(*(client.get("/nothing") for _ in range(n)))
 
 
 def client_for(app: ASGIApp, root_path: str = "") -> httpx.AsyncClient:
-    """Make a client that calls an app in this process, below which no error comes out."""
+    """Make a client for an app in this process; the app's errors are not raised in the client."""
     transport = httpx.ASGITransport(app, raise_app_exceptions=False, root_path=root_path)
     return httpx.AsyncClient(transport=transport, base_url="http://test")
 
 
 def request_start() -> dict[str, str]:
-    """Stamp a request's arrival, as a proxy does."""
+    """Return the header in which a proxy records a request's arrival."""
     return {"X-Request-Start": f"t={time.time():.6f}"}
 
 
 def rest_event(headers: dict[str, str]) -> dict[str, Any]:
-    """Make the event of a REST API for `GET /test`, as far as Mangum reads it."""
+    """Make a REST API's event for `GET /test`, with the fields that Mangum reads."""
     return {
         "resource": "/test",
         "path": "/test",
@@ -74,7 +74,7 @@ def rest_event(headers: dict[str, str]) -> dict[str, Any]:
 
 
 def http_api_event(headers: dict[str, str]) -> dict[str, Any]:
-    """Make the event of an HTTP API, payload format 2.0, for `GET /test`."""
+    """Make an HTTP API's event for `GET /test`, in payload format 2.0."""
     return {
         "version": "2.0",
         "routeKey": "GET /test",
@@ -91,7 +91,7 @@ def http_api_event(headers: dict[str, str]) -> dict[str, Any]:
 
 @contextmanager
 def asgi(work: Work) -> Iterator[EntryPoint]:
-    """The app called in this process."""
+    """The app, in this process."""
     app = create_app(Settings(work_seconds=WORK_SECONDS), work)
     with asyncio.Runner() as runner:
         yield EntryPoint(lambda n: runner.run(burst(client_for(app), n)))
@@ -99,7 +99,7 @@ def asgi(work: Work) -> Iterator[EntryPoint]:
 
 @contextmanager
 def uvicorn(loop: str, http: str, app: str = "handler.main:app") -> Iterator[EntryPoint]:
-    """A real server, on one of the event loops and HTTP parsers that uvicorn knows."""
+    """A real server, on one of uvicorn's event loops and HTTP parsers."""
     command = (*UVICORN, "--loop", loop, "--http", http, app)
     with (
         serve(*command, WORK_SECONDS=str(SERVER_WORK_SECONDS)) as server,
@@ -115,7 +115,7 @@ Invoke = Callable[[Event], httpx.Response]
 
 
 def response(result: dict[str, Any]) -> httpx.Response:
-    """Return the HTTP response that is in a function's result."""
+    """Convert a function's result to an HTTP response."""
     headers = [*result["headers"].items()]
     for name, values in result.get("multiValueHeaders", {}).items():
         headers += [(name, value) for value in values]
@@ -125,7 +125,7 @@ def response(result: dict[str, Any]) -> httpx.Response:
 
 @contextmanager
 def lambda_entry(work_seconds: float, path: str = "handler.main.handler") -> Iterator[Invoke]:
-    """What Lambda calls, imported anew with the variables that the template sets."""
+    """The handler that Lambda invokes, imported anew with the variables that the template sets."""
     loop = asyncio.new_event_loop()
     asyncio.set_event_loop(loop)
     environ = {"WORK_SECONDS": str(work_seconds), "TRUST_REQUEST_START": "true"}
@@ -143,18 +143,18 @@ def lambda_entry(work_seconds: float, path: str = "handler.main.handler") -> Ite
 
 @contextmanager
 def built(work_seconds: float) -> Iterator[Invoke]:
-    """What `sam build` made of it."""
+    """The handler in the artifact of `sam build`."""
     with artifact.environment(work_seconds) as invoke:
         yield lambda event: response(invoke(event).json())
 
 
 def timestamped_by_gateway() -> Event:
-    """The event that the waiting room hands on: the gateway stamped the call's arrival."""
+    """Make an event as the waiting room sends it, with the gateway's timestamp of arrival."""
     return rest_event(request_start())
 
 
 def timestamped_by_clock(headers: dict[str, str] | None = None) -> Event:
-    """The event of SAM CLI's: its clock was asked when the call arrived."""
+    """Make an event as SAM CLI sends it, with the timestamp of arrival of `clock.py`."""
     event = http_api_event(headers or {})
     event["requestContext"]["authorizer"] = {"lambda": clock.handler({}, None)["context"]}
     return event
@@ -164,7 +164,7 @@ def timestamped_by_clock(headers: dict[str, str] | None = None) -> Event:
 def function(
     environment: Callable[[float], AbstractContextManager[Invoke]], arrive: Callable[[], Event]
 ) -> Iterator[EntryPoint]:
-    """A function: all requests of a burst arrive, and then are invoked one after another."""
+    """A function: all requests of a burst arrive, then it is invoked for one after another."""
     with environment(WORK_SECONDS) as invoke:
 
         def invoke_each(n: int) -> list[httpx.Response]:
@@ -176,7 +176,7 @@ def function(
 
 @contextmanager
 def waiting_room() -> Iterator[EntryPoint]:
-    """A deployment, emulated: each request in an execution of its own."""
+    """An emulated deployment, in which each request has an execution of its own."""
     with fake_aws.emulation(), fake_aws.environment(SERVER_WORK_SECONDS) as handle:
         endpoint = fake_aws.Endpoint(fake_aws.Function(handle))
         yield EntryPoint(endpoint.burst, SERVER_WORK_SECONDS)
@@ -184,7 +184,7 @@ def waiting_room() -> Iterator[EntryPoint]:
 
 @contextmanager
 def running(url: str) -> Iterator[EntryPoint]:
-    """A running deployment; it works as long as the settings here say."""
+    """A running deployment, whose work takes as long as this process's settings say."""
     with asyncio.Runner() as runner, _client(runner, url.removesuffix("/test")) as client:
         yield EntryPoint(
             lambda n: runner.run(burst(client, n)),

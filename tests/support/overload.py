@@ -1,4 +1,4 @@
-"""A flood: connections that call again the moment they are answered. It runs in its own process."""
+"""An overload: clients that send again as soon as they have a response; for its own process."""
 
 import asyncio
 import time
@@ -7,7 +7,7 @@ import httpx
 
 REQUEST = b"GET /test HTTP/1.1\r\nHost: test\r\n\r\n"
 Responses = list[tuple[float, int]]
-"""When answers came, on the monotonic clock, and with which status."""
+"""The time of each response, on the monotonic clock, and its status."""
 
 
 class OverloadingClient(asyncio.Protocol):
@@ -29,7 +29,7 @@ class OverloadingClient(asyncio.Protocol):
 
 
 def overload(url: str, n: int, seconds: float) -> Responses:
-    """Flood `url` from so many connections; return every answer."""
+    """Overload `url` from `n` connections for `seconds`; return every response."""
     responses: Responses = []
     server = httpx.URL(url)
 

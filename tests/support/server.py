@@ -16,7 +16,7 @@ from pathlib import Path
 STARTED = re.compile(r"Uvicorn running on (http://\S+)")
 ROOT = Path(__file__).parents[2]
 LIMIT = 30.0
-"""Seconds after which a server that does not start or stop fails the test."""
+"""Seconds after which a server that does not start or shut down fails the test."""
 
 UVICORN = (sys.executable, "-m", "uvicorn", "--host", "127.0.0.1", "--port", "0")
 PYTHON_M = (sys.executable, "-m", "handler")
@@ -36,7 +36,7 @@ class Server:
 
 @contextmanager
 def serve(*command: str, **environ: str) -> Iterator[Server]:
-    """Start the server `command` with the settings `environ`, and end it afterwards."""
+    """Start the server `command` with the settings `environ`, and shut it down afterwards."""
     process = subprocess.Popen(
         command,
         cwd=ROOT,
@@ -74,7 +74,7 @@ def serve(*command: str, **environ: str) -> Iterator[Server]:
 
 
 def run(*command: str, **environ: str) -> "subprocess.CompletedProcess[str]":
-    """Run `command` to its end with the settings `environ`; what it prints is in `stdout`."""
+    """Run `command` to its end with the settings `environ`; its output is in `stdout`."""
     return subprocess.run(
         command,
         cwd=ROOT,

@@ -1,4 +1,4 @@
-"""An event loop on virtual time: with nothing left to do, its clock jumps to the next timer."""
+"""An event loop on virtual time: when nothing is left to do, its clock jumps to the next timer."""
 
 import asyncio
 import selectors
@@ -8,13 +8,13 @@ from contextvars import Context
 from typing import Any, TypeVarTuple
 
 TICK = 1e-5
-"""Seconds that one pass of the loop takes, so that no wait, however short, lasts for ever."""
+"""Seconds that an iteration of the loop takes, so that no wait, however short, lasts for ever."""
 
 Ts = TypeVarTuple("Ts")
 
 
 class JumpingSelector(selectors.DefaultSelector):
-    """A selector that does not wait: it moves its clock `now` on instead."""
+    """A selector that does not wait, but advances its clock `now`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -24,7 +24,7 @@ class JumpingSelector(selectors.DefaultSelector):
         events = super().select(0)
         if not events:
             if timeout is None:
-                raise RuntimeError("everyone waits, and no timer is set")
+                raise RuntimeError("all tasks wait, and no timer is set")
             self.now += max(timeout, TICK)
         return events
 
@@ -58,7 +58,7 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
 
 
 def after_iterations(n: int, callback: Callable[[], object]) -> None:
-    """Call `callback` after so many passes of the running loop, at once where that is none."""
+    """Call `callback` after `n` iterations of the running loop, immediately if `n` is 0."""
     if n:
         asyncio.get_running_loop().call_soon(after_iterations, n - 1, callback)
     else:
