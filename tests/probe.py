@@ -3,24 +3,25 @@
 python3 -m tests.probe URL [-n 8] [--seconds 3] [--svg FILE] [--json FILE]
 
 Calls the URL n times at once; prints each answer as it comes, as a staircase, and then a verdict.
-Exit status: 0 the promise was kept, 1 it was broken, 2 it could not be told.
+Exit status: 0 PASS, 1 FAIL, 2 INCONCLUSIVE.
 """
 
 import argparse
 import json
 import math
-import re
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
+from decimal import ROUND_FLOOR, Context, Decimal
 from html import escape
 from http.client import HTTPConnection, HTTPResponse, HTTPSConnection
 from itertools import pairwise
 from pathlib import Path
 from queue import SimpleQueue
+from ssl import SSLError
 from threading import Barrier, Thread
 from urllib.parse import SplitResult, quote, urlsplit
 
@@ -32,7 +33,7 @@ CONNECT_TIMEOUT = 10.0
 TIMEOUT = 120.0
 """Seconds after which a caller without an answer gives up."""
 
-EXIT_STATUS = {"kept": 0, "broken": 1, "unknown": 2}
+EXIT_STATUS = {"pass": 0, "fail": 1, "inconclusive": 2}
 
 
 @dataclass
@@ -67,8 +68,7 @@ def probe(url: SplitResult, calls: int) -> Iterator[Caller]:
                 connection.request("GET", target)
                 read_answer(caller, connection.getresponse())
         except Exception as error:  # any: a caller that is not put would be waited for
-            text = repr(str(error))[1:-1]  # it may quote what is no HTTP
-            caller.problem = f"{type(error).__name__}: {text or 'no answer'}"
+            caller.problem = explain(error)
         caller.seconds = time.monotonic() - began
         answered.put(caller)
 
@@ -76,6 +76,15 @@ def probe(url: SplitResult, calls: int) -> Iterator[Caller]:
         Thread(target=call, args=[Caller(number)], daemon=True).start()
     for _ in range(calls):
         yield answered.get()
+
+
+def explain(error: Exception) -> str:
+    """Return why a request has no response: in the operating system's words, where it has any."""
+    text = getattr(error, "strerror", None) or str(error)
+    text = repr(text)[1:-1]  # it may quote what is no HTTP
+    if text and isinstance(error, OSError) and not isinstance(error, SSLError):
+        return text[0].lower() + text[1:]
+    return f"{type(error).__name__}: {text or 'no response'}"
 
 
 def read_answer(caller: Caller, answer: HTTPResponse) -> None:
@@ -87,7 +96,7 @@ def read_answer(caller: Caller, answer: HTTPResponse) -> None:
     if answer.status == 200:
         with suppress(ValueError, TypeError, LookupError):
             elapsed = json.loads(body, parse_int=float)["elapsed"]
-            if isinstance(elapsed, float) and math.isfinite(elapsed):
+            if isinstance(elapsed, float) and 0 <= elapsed < math.inf:
                 caller.elapsed = elapsed
         if caller.elapsed is None:
             caller.problem = f'200, but no {{"elapsed": seconds}}: {text}'
@@ -100,32 +109,57 @@ def line(caller: Caller, calls: int, seconds: float) -> str:
     if caller.problem:
         return f"failed: {caller.problem}"
     if caller.elapsed is None:
-        return f"refused: {caller.status}, Retry-After: {caller.retry_after}"
+        return f"rejected: {caller.status}, Retry-After: {caller.retry_after}"
     turn = 64 / calls  # columns
     wait = round(turn * min(caller.elapsed / seconds - 1, calls - 1))
-    return f"{'·' * wait}{'█' * math.ceil(turn)} {caller.elapsed:.3f}"
+    return f"{'·' * wait}{'█' * math.ceil(turn)} {cut(caller.elapsed, 3)}"
+
+
+def print_live(answers: Iterable[Caller], calls: int, seconds: float) -> list[Caller]:
+    """Print each answer when it comes; if all fail alike, none: the verdict says it once."""
+    answered, lines, printed = [], [], 0
+    for caller in answers:
+        answered.append(caller)
+        lines.append(line(caller, calls, seconds))
+        if caller.elapsed is not None or len(set(lines)) > 1:
+            print(*lines[printed:], sep="\n", flush=True)
+            printed = len(lines)
+    return answered
 
 
 def judge(answered: list[Caller], seconds: float) -> tuple[str, str]:
     """Return the verdict on callers in order of their answers, and the reason in one sentence."""
     elapsed = [caller.elapsed for caller in answered if caller.elapsed is not None]
     problems = [caller.problem for caller in answered if caller.problem]
+    least = f"{seconds!r} s".replace(".0 s", " s")
     if not elapsed:
-        return "unknown", f"no caller was served: {(problems or ['all were refused'])[0]}"
+        first = f"{answered[0].status}, Retry-After: {answered[0].retry_after}"
+        reason = problems[0] if problems else f"all were rejected: {first}"
+        return "inconclusive", f"no request succeeded: {reason}"
     if problems:
-        return "broken", f"{len(problems)} of {len(answered)} failed: {problems[0]}"
+        return "fail", f"{len(problems)} of {len(answered)} requests failed: {problems[0]}"
     if elapsed[0] < seconds:
-        return "broken", f"the first answer took {elapsed[0]}, less than {seconds:g} s"
-    if len(elapsed) == 1:
-        return "unknown", "one caller was served: there is no step to judge"
+        return "fail", f"the first response took {cut(elapsed[0])} s, less than {least}"
+    smallest = smallest_step(elapsed)
+    if smallest is None:
+        return "inconclusive", "only one request succeeded: there is no step to judge"
     short = sum(is_short(*step, seconds) for step in pairwise(elapsed))
-    least = f"the least of {len(elapsed) - 1} steps is {least_step(elapsed)} s"
-    return ("broken", f"{short} short of {seconds:g} s: {least}") if short else ("kept", least)
+    steps = "1 step" if len(elapsed) == 2 else f"{len(elapsed) - 1} steps"
+    if short:
+        count = f"{short} of {steps} {'is' if short == 1 else 'are'}"
+        return "fail", f"{count} shorter than {least} (smallest: {cut(smallest)} s)"
+    return "pass", f"smallest of {steps} is {cut(smallest)} s (at least {least})"
 
 
-def least_step(elapsed: list[float]) -> float | None:
-    """Return the least difference between an answer's elapsed and the one before, in seconds."""
+def smallest_step(elapsed: list[float]) -> float | None:
+    """Return the smallest difference between an answer's elapsed and the one before, in seconds."""
     return min((later - earlier for earlier, later in pairwise(elapsed)), default=None)
+
+
+def cut(seconds: float, decimals: int = 6) -> str:
+    """Return `seconds` cut to `decimals`, never rounded up: what is short must not look whole."""
+    unit = Decimal(1).scaleb(-decimals)
+    return f"{Decimal(repr(seconds)).quantize(unit, ROUND_FLOOR, Context(prec=400)):f}"
 
 
 def svg(elapsed: list[float], seconds: float, title: str) -> str:
@@ -143,7 +177,7 @@ def svg(elapsed: list[float], seconds: float, title: str) -> str:
         top, begin = 44 + 30 * index, max(0, end - seconds)
         picture += bar(20, top, scale * begin, 22, "#e6e9ef")
         picture += bar(20 + scale * begin, top, scale * (end - begin), 22, "#2f7d5b")
-        picture += text(28 + scale * end, top + 16, "#333333", f"{end:.3f} s")
+        picture += text(28 + scale * end, top + 16, "#333333", f"{cut(end, 3)} s")
     legend = "grey: waiting in line; green: its turn"
     return picture + text(20, height - 14, "#777777", legend) + "</svg>\n"
 
@@ -172,20 +206,15 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"argument -n: {options.n} must be a whole number, 2 or more")
     if not 0 < options.seconds < math.inf:
         parser.error(f"argument --seconds: {options.seconds} must be a finite number above 0")
-    answered = []
     try:
         for file in filter(None, (options.svg, options.json)):
             file.open("a").close()  # to fail before the calls, not after them
-        for caller in probe(options.url, options.n):
-            answered.append(caller)
-            print(line(caller, options.n, options.seconds), flush=True)
+        answered = print_live(probe(options.url, options.n), options.n, options.seconds)
         verdict, reason = judge(answered, options.seconds)
-        print(f"{verdict}: {reason}")
+        print(f"{verdict.upper()}: {reason}")
         elapsed = [caller.elapsed for caller in answered if caller.elapsed is not None]
         if options.svg:
-            # Cut to milliseconds, not rounded: a short step must not read as a whole one.
-            title = f"{verdict}: " + re.sub(r"(\.\d{3})\d+", r"\1", reason)
-            title = f"{options.n} callers at once, {title}"
+            title = f"{options.n} requests at once, {verdict.upper()}: {reason}"
             options.svg.write_text(svg(elapsed, options.seconds, title), encoding="utf-8")
         if options.json:
             report = {
@@ -193,8 +222,8 @@ def main(arguments: list[str] | None = None) -> int:
                 "work_seconds": options.seconds,
                 "verdict": verdict,
                 "reason": reason,
-                "least_step": least_step(elapsed),
-                "answers": [asdict(caller) for caller in answered],
+                "smallest_step": smallest_step(elapsed),
+                "responses": [asdict(caller) for caller in answered],
             }
             options.json.write_text(json.dumps(report, indent=2) + "\n")
     except OSError as error:

@@ -1,6 +1,7 @@
 """The probe: what it prints, writes and returns, on services that keep the promise and others."""
 
 import json
+import re
 import signal
 import socket
 import sys
@@ -9,6 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import pairwise
+from math import nextafter, ulp
 from pathlib import Path
 from queue import SimpleQueue
 from select import select
@@ -17,8 +20,11 @@ from threading import Barrier, Thread
 from xml.etree import ElementTree
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.probe import Caller, judge, main
+from tests.support.assertions import is_short
 from tests.support.server import ROOT, UVICORN, serve
 
 PROBE = (sys.executable, "-S", "-E", "-m", "tests.probe")
@@ -51,6 +57,11 @@ def run_probe(*arguments: str) -> CompletedProcess[str]:
     return run(command, cwd=ROOT, capture_output=True, encoding="utf-8", timeout=LIMIT)
 
 
+def start_probe(*arguments: str) -> "Popen[str]":
+    command = [*PROBE, *arguments]
+    return Popen(command, cwd=ROOT, stdout=PIPE, stderr=STDOUT, encoding="utf-8")
+
+
 def ok(body: str) -> bytes:
     return f"HTTP/1.1 200 OK\r\n\r\n{body}".encode()
 
@@ -66,43 +77,94 @@ FAILED = Caller(9, 500, problem="500 Internal Server Error: ''")
 @pytest.mark.parametrize(
     ("answered", "verdict", "reason"),
     [
-        (served(3.0, 6.0, 9.5), "kept", "the least of 2 steps is 3.0 s"),
-        ([REFUSED, *served(3.0, 6.5)], "kept", "the least of 1 steps is 3.5 s"),
-        (served(3.0, 5.75), "broken", "1 short of 3 s: the least of 1 steps is 2.75 s"),
-        (served(3.25, 6.25), "kept", "the least of 1 steps is 3.0 s"),
-        (served(2.9, 6.0), "broken", "the first answer took 2.9, less than 3 s"),
-        ([FAILED, *served(3.0, 6.0)], "broken", "1 of 3 failed: 500 Internal Server Error: ''"),
-        ([REFUSED, *served(3.0)], "unknown", "one caller was served: there is no step to judge"),
-        ([REFUSED], "unknown", "no caller was served: all were refused"),
-        ([FAILED], "unknown", "no caller was served: 500 Internal Server Error: ''"),
+        (served(3.0, 6.0, 9.5), "pass", "smallest of 2 steps is 3.000000 s (at least 3 s)"),
+        ([REFUSED, *served(3.0, 6.5)], "pass", "smallest of 1 step is 3.500000 s (at least 3 s)"),
+        (
+            served(3.0, 5.75),
+            "fail",
+            "1 of 1 step is shorter than 3 s (smallest: 2.750000 s)",
+        ),
+        (
+            served(3.0, 5.99999999, 8, 11),
+            "fail",
+            "2 of 3 steps are shorter than 3 s (smallest: 2.000000 s)",
+        ),
+        (served(3.25, 6.25), "pass", "smallest of 1 step is 3.000000 s (at least 3 s)"),
+        (served(2.9, 6.0), "fail", "the first response took 2.900000 s, less than 3 s"),
+        (served(nextafter(3, 0)), "fail", "the first response took 2.999999 s, less than 3 s"),
+        (
+            [FAILED, *served(3.0, 6.0)],
+            "fail",
+            "1 of 3 requests failed: 500 Internal Server Error: ''",
+        ),
+        (
+            [REFUSED, *served(3.0)],
+            "inconclusive",
+            "only one request succeeded: there is no step to judge",
+        ),
+        (
+            [REFUSED],
+            "inconclusive",
+            "no request succeeded: all were rejected: 503, Retry-After: 3",
+        ),
+        ([FAILED], "inconclusive", "no request succeeded: 500 Internal Server Error: ''"),
     ],
 )
 def test_verdict(answered: list[Caller], verdict: str, reason: str) -> None:
-    """Kept is what was shown; a failure or a short step breaks it; the rest cannot be told."""
+    """What was shown passes; a failed request or a short step fails; else it is inconclusive."""
     assert judge(answered, 3.0) == (verdict, reason)
 
 
-def test_kept(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("seconds", "later", "verdict", "reason"),
+    [
+        (0.3, 0.59999999, "fail", "1 of 1 step is shorter than 0.3 s (smallest: 0.299999 s)"),
+        (3.0, nextafter(6, 0), "fail", "1 of 1 step is shorter than 3 s (smallest: 2.999999 s)"),
+        (3.0, 6.0009169, "pass", "smallest of 1 step is 3.000916 s (at least 3 s)"),
+        (0.1234567, 0.2469134, "pass", "smallest of 1 step is 0.123456 s (at least 0.1234567 s)"),
+        (3.0, 1e300, "pass", f"smallest of 1 step is 1{300 * '0'}.000000 s (at least 3 s)"),
+        (3.0, 0.5, "fail", "1 of 1 step is shorter than 3 s (smallest: -2.500000 s)"),
+    ],
+)
+def test_step_cut(seconds: float, later: float, verdict: str, reason: str) -> None:
+    """The smallest step is printed to the microsecond and never rounded up."""
+    assert judge(served(seconds, later), seconds) == (verdict, reason)
+
+
+@given(first=st.floats(3, 1e5), ulps=st.lists(st.integers(-2, 2), min_size=1))
+def test_no_short_step_passes(first: float, ulps: list[int]) -> None:
+    """A verdict is PASS for no step that is short by a bit, nor does it print one as 3 s."""
+    elapsed = [first]
+    for distance in ulps:
+        later = elapsed[-1] + 3.0
+        elapsed.append(later + distance * ulp(later))
+    verdict, reason = judge(served(*elapsed), 3.0)
+    whole = not any(is_short(*step, 3.0) for step in pairwise(elapsed))
+    [smallest] = re.findall(r"(?:is|smallest:) (\d+\.\d{6}) s", reason)
+    assert (verdict == "pass", float(smallest) >= 3) == (whole, whole)
+
+
+def test_pass(tmp_path: Path) -> None:
     """On a service that keeps its promise, three served and two told to come again: status 0."""
     options = f"-n 5 --seconds 0.5 --svg {tmp_path}/svg --json {tmp_path}/json".split()
     with serve(*UVICORN, "handler.main:app", WORK_SECONDS="0.5", MAX_WAITING="2") as server:
         probe = run_probe(server.url, *options)
     assert (probe.returncode, probe.stderr) == (0, "")
-    assert probe.stdout.count("refused: 503, Retry-After: 1\n") == 2
+    assert probe.stdout.count("rejected: 503, Retry-After: 1\n") == 2
     assert probe.stdout.count(f"{'█' * 13} ") == 3
-    assert "\nkept: the least of 2 steps is 0.5" in probe.stdout
+    verdict = r"\nPASS: smallest of 2 steps is 0\.5\d{5} s \(at least 0\.5 s\)\n$"
+    assert re.search(verdict, probe.stdout)
     assert len(ElementTree.parse(tmp_path / "svg").findall(".//{*}rect")) == 1 + 2 * 3
     report = json.loads((tmp_path / "json").read_text())
-    assert (report["url"], report["verdict"]) == (f"{server.url}/test", "kept")
-    assert report["least_step"] >= report["work_seconds"] == 0.5
-    assert sorted(answer["status"] for answer in report["answers"]) == [200] * 3 + [503] * 2
+    assert (report["url"], report["verdict"]) == (f"{server.url}/test", "pass")
+    assert report["smallest_step"] >= report["work_seconds"] == 0.5
+    assert sorted(response["status"] for response in report["responses"]) == [200] * 3 + [503] * 2
 
 
 def test_live(service: Service) -> None:
     """Each line is out before the next answer comes, and Ctrl+C ends the wait without a word."""
     url, answers = service
-    call = [*PROBE, url, "-n", "4"]
-    with Popen(call, cwd=ROOT, stdout=PIPE, stderr=STDOUT, encoding="utf-8") as probe:
+    with start_probe(url, "-n", "4") as probe:
         assert probe.stdout
         for elapsed, dots in (3, 0), (6.5, 19), (99, 48):
             answers.put(ok(f'{{"elapsed": {elapsed}}}'))
@@ -134,37 +196,82 @@ def test_connected_before_called(monkeypatch: pytest.MonkeyPatch, capsys: Captur
         for connection in connected:
             connection.close()
     assert (began, probe.result()) == ([b"GET"] * 19, 2)
-    assert "failed: ConnectionRefusedError: no answer\n" in capsys.readouterr().out
+    assert "failed: ConnectionRefusedError: no response\n" in capsys.readouterr().out
 
 
-def test_broken(service: Service, tmp_path: Path, capsys: Capture) -> None:
-    """On a service that works on many calls at a time; a picture's title rounds no step up."""
+def test_fail(service: Service, tmp_path: Path, capsys: Capture) -> None:
+    """On a service that works on many calls at a time; nothing rounds a short step up."""
     with serve(*UVICORN, "tests.benchmark.alternatives:unlocked", WORK_SECONDS="0.2") as server:
         assert main([server.url, "-n", "3", "--seconds", "0.2"]) == 1
-    assert "\nbroken: " in capsys.readouterr().out
+    assert "\nFAIL: " in capsys.readouterr().out
     url, answers = service
-    answers.put(ok('{"elapsed": 3}'))
-    answers.put(ok('{"elapsed": 5.9999}'))
-    assert main([url, "-n", "2", "--svg", f"{tmp_path}/svg"]) == 1
-    assert "2.999 s</text>" in (tmp_path / "svg").read_text()
+    with start_probe(url, "-n", "2", "--svg", f"{tmp_path}/svg") as probe:
+        assert probe.stdout
+        for elapsed, printed in (3.9999, f"{'·' * 11}{'█' * 32} 3.999"), (6.9998, "6.999"):
+            answers.put(ok(f'{{"elapsed": {elapsed}}}'))
+            assert probe.stdout.readline().endswith(f"{printed}\n")
+        verdict = "FAIL: 1 of 1 step is shorter than 3 s (smallest: 2.999900 s)"
+        assert (probe.stdout.read(), probe.wait()) == (f"{verdict}\n", 1)
+    picture = (tmp_path / "svg").read_text()
+    assert f"{verdict}</text>" in picture
+    assert "3.999 s</text>" in picture
 
 
 def test_no_answer(tmp_path: Path, capsys: Capture) -> None:
     """Where nothing listens it cannot be told, and the files say so."""
     files = ["--svg", f"{tmp_path}/svg", "--json", f"{tmp_path}/json"]
     assert main(["http://127.0.0.1:1", *files]) == 2
-    assert "unknown: no caller was served: ConnectionRefusedError: [" in capsys.readouterr().out
-    assert "unknown: no caller was served" in (tmp_path / "svg").read_text()
-    assert json.loads((tmp_path / "json").read_text())["least_step"] is None
+    verdict = "INCONCLUSIVE: no request succeeded: connection refused"
+    assert capsys.readouterr().out == f"{verdict}\n"
+    assert verdict in (tmp_path / "svg").read_text()
+    report = json.loads((tmp_path / "json").read_text())
+    assert (report["verdict"], report["smallest_step"]) == ("inconclusive", None)
+    assert [response["problem"] for response in report["responses"]] == ["connection refused"] * 8
+
+
+@pytest.mark.parametrize(
+    ("response", "reason"),
+    [
+        ("HTTP/1.1 500 Oops\r\n\r\n", "500 Oops: ''"),
+        ("HTTP/1.1 429 Wait\r\nRetry-After: 7\r\n\r\n", "all were rejected: 429, Retry-After: 7"),
+        ("", "remote end closed connection without response"),
+    ],
+)
+def test_all_fail_alike(service: Service, response: str, reason: str) -> None:
+    """What is the same for all requests is printed once."""
+    url, answers = service
+    for _ in range(3):
+        answers.put(response.encode())
+    probe = run_probe(url, "-n", "3")
+    assert probe.returncode == 2
+    assert probe.stdout == f"INCONCLUSIVE: no request succeeded: {reason}\n"
+
+
+def test_not_all_fail_alike(service: Service) -> None:
+    """Failures are printed as soon as one response differs."""
+    url, answers = service
+    failed, succeeded = "failed: 500 Oops: ''\n", f"{'█' * 16} 3.000\n"
+    with start_probe(url, "-n", "4") as probe:
+        assert probe.stdout
+        for response in (b"HTTP/1.1 500 Oops\r\n\r\n", ok('{"elapsed": 3}')):
+            answers.put(response)
+        lines = [probe.stdout.readline() for _ in range(2)]
+        assert sorted(lines) == [failed, succeeded]
+        answers.put(b"HTTP/1.1 500 Oops\r\n\r\n")
+        assert probe.stdout.readline() == failed
+        answers.put(b"HTTP/1.1 500 Oops\r\n\r\n")
+        verdict = "FAIL: 3 of 4 requests failed: 500 Oops: ''\n"
+        assert (probe.stdout.read(), probe.wait()) == (failed + verdict, 1)
 
 
 def test_not_this_service(service: Service) -> None:
     """Where something else answers, the line says with what."""
     url, answers = service
-    bodies = ["<h1>It works!</h1>", '{"elapsed": true}', '{"elapsed": NaN}', "3"]
+    bodies = ["<h1>It works!</h1>", "3"]
+    bodies += [f'{{"elapsed": {wrong}}}' for wrong in ("true", "NaN", "-1")]
     for answer in (*map(ok, bodies), b"HTTP/1.1 503 Full\r\n\r\n", b"\x1b[2J\r\n"):
         answers.put(answer)
-    probe = run_probe(url, "-n", "6")
+    probe = run_probe(url, "-n", "7")
     assert probe.returncode == 2
     for body in bodies:
         assert f'failed: 200, but no {{"elapsed": seconds}}: {body!r}\n' in probe.stdout
@@ -176,7 +283,8 @@ def test_tls_failure(service: Service) -> None:
     """A failure of TLS is a line that says so."""
     probe = run_probe(service[0].replace("http:", "https:"), "-n", "2")
     assert probe.returncode == 2
-    assert probe.stdout.count("failed: SSLError: [SSL") == 2
+    assert probe.stdout.startswith("INCONCLUSIVE: no request succeeded: SSLError: [SSL")
+    assert probe.stdout.count("\n") == 1
 
 
 @pytest.mark.parametrize(
