@@ -115,6 +115,17 @@ def line(caller: Caller, calls: int, seconds: float) -> str:
     return f"{'·' * wait}{'█' * math.ceil(turn)} {cut(caller.elapsed, 3)}"
 
 
+def printable(text: str) -> str:
+    """Return `text` as the terminal's encoding can print it: if need be, the staircase in ASCII."""
+    encoding = sys.stdout.encoding or "utf-8"
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        text = text.translate(str.maketrans("·█", ".#"))
+        return text.encode(encoding, "backslashreplace").decode(encoding)
+    return text
+
+
 def print_live(answers: Iterable[Caller], calls: int, seconds: float) -> list[Caller]:
     """Print each answer when it comes; if all fail alike, none: the verdict says it once."""
     answered, lines, printed = [], [], 0
@@ -122,7 +133,7 @@ def print_live(answers: Iterable[Caller], calls: int, seconds: float) -> list[Ca
         answered.append(caller)
         lines.append(line(caller, calls, seconds))
         if caller.elapsed is not None or len(set(lines)) > 1:
-            print(*lines[printed:], sep="\n", flush=True)
+            print(printable("\n".join(lines[printed:])), flush=True)
             printed = len(lines)
     return answered
 
@@ -211,7 +222,7 @@ def main(arguments: list[str] | None = None) -> int:
             file.open("a").close()  # to fail before the calls, not after them
         answered = print_live(probe(options.url, options.n), options.n, options.seconds)
         verdict, reason = judge(answered, options.seconds)
-        print(f"{verdict.upper()}: {reason}")
+        print(printable(f"{verdict.upper()}: {reason}"))
         elapsed = [caller.elapsed for caller in answered if caller.elapsed is not None]
         if options.svg:
             title = f"{options.n} requests at once, {verdict.upper()}: {reason}"

@@ -30,6 +30,9 @@ from tests.support.server import ROOT, UVICORN, serve
 PROBE = (sys.executable, "-S", "-E", "-m", "tests.probe")
 """The probe without any installed package."""
 
+WITH_ENVIRONMENT = (sys.executable, "-m", "tests.probe")
+"""The probe with the variables that Python reads."""
+
 LIMIT = 20.0
 """Seconds after which what does not come fails the test."""
 
@@ -57,9 +60,10 @@ def run_probe(*arguments: str) -> CompletedProcess[str]:
     return run(command, cwd=ROOT, capture_output=True, encoding="utf-8", timeout=LIMIT)
 
 
-def start_probe(*arguments: str) -> "Popen[str]":
-    command = [*PROBE, *arguments]
-    return Popen(command, cwd=ROOT, stdout=PIPE, stderr=STDOUT, encoding="utf-8")
+def start_probe(
+    *arguments: str, command: tuple[str, ...] = PROBE, encoding: str = "utf-8"
+) -> "Popen[str]":
+    return Popen([*command, *arguments], cwd=ROOT, stdout=PIPE, stderr=STDOUT, encoding=encoding)
 
 
 def ok(body: str) -> bytes:
@@ -172,6 +176,39 @@ def test_live(service: Service) -> None:
         probe.send_signal(signal.SIGINT)
         assert probe.wait(LIMIT / 2) == -signal.SIGINT
         assert probe.stdout.read() == ""
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii"])
+def test_encoding(service: Service, encoding: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An encoding without the block gets an ASCII staircase, and the same verdict."""
+    url, answers = service
+    monkeypatch.setenv("PYTHONIOENCODING", encoding)
+    with start_probe(url, "-n", "2", command=WITH_ENVIRONMENT, encoding=encoding) as probe:
+        assert probe.stdout
+        for elapsed, dots in (3, 0), (6, 32):
+            answers.put(ok(f'{{"elapsed": {elapsed}}}'))
+            assert probe.stdout.readline() == f"{'.' * dots}{'#' * 32} {elapsed}.000\n"
+        verdict = "PASS: smallest of 1 step is 3.000000 s (at least 3 s)\n"
+        assert (probe.stdout.read(), probe.wait()) == (verdict, 0)
+
+
+@pytest.mark.parametrize(
+    ("encoding", "body", "printed"),
+    [("cp1252", "é·", "é·"), ("cp1252", "Ω", "\\u03a9"), ("ascii", "é", "\\xe9")],
+)
+def test_encoding_of_a_response(
+    service: Service, encoding: str, body: str, printed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the terminal's encoding lacks what a service sent, that is escaped."""
+    url, answers = service
+    monkeypatch.setenv("PYTHONIOENCODING", encoding)
+    for _ in range(2):
+        answers.put(ok(body))
+    with start_probe(url, "-n", "2", command=WITH_ENVIRONMENT, encoding=encoding) as probe:
+        assert probe.stdout
+        verdict = "INCONCLUSIVE: no request succeeded: 200, but no"
+        assert probe.stdout.read() == f"{verdict} {{\"elapsed\": seconds}}: '{printed}'\n"
+        assert probe.wait() == 2
 
 
 def test_connected_before_called(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
