@@ -1,9 +1,10 @@
-"""Does a deployment keep its promise?  Python 3.11 or later tells, and needs nothing else:
+"""Does a service process its requests one by one, each as long as it should?
 
 python3 -m tests.probe URL [-n 8] [--seconds 3] [--svg FILE] [--json FILE]
 
-Calls the URL n times at once; prints each answer as it comes, as a staircase, and then a verdict.
-Exit status: 0 PASS, 1 FAIL, 2 INCONCLUSIVE.
+Sends n requests to the URL simultaneously; prints each response when it comes, as a staircase, and
+then a verdict. Exit status: 0 PASS, 1 FAIL, 2 INCONCLUSIVE.
+Needs Python 3.11 or later, and nothing else.
 """
 
 import argparse
@@ -28,17 +29,17 @@ from urllib.parse import SplitResult, quote, urlsplit
 from tests.support.assertions import is_short
 
 CONNECT_TIMEOUT = 10.0
-"""Seconds after which a caller that cannot connect gives up: until then the others wait for it."""
+"""Seconds after which a client that cannot connect gives up: the others wait for it until then."""
 
 TIMEOUT = 120.0
-"""Seconds after which a caller without an answer gives up."""
+"""Seconds after which a client without a response gives up."""
 
 EXIT_STATUS = {"pass": 0, "fail": 1, "inconclusive": 2}
 
 
 @dataclass
-class Caller:
-    """One call: what became of it, and how many seconds after all were connected."""
+class Response:
+    """One client's response, or its problem, and how many seconds after all had connected."""
 
     number: int
     status: int | None = None
@@ -48,34 +49,34 @@ class Caller:
     seconds: float | None = None
 
 
-def probe(url: SplitResult, calls: int) -> Iterator[Caller]:
-    """Call `url` so many times at once, and yield each caller when its answer comes."""
+def probe(url: SplitResult, clients: int) -> Iterator[Response]:
+    """Send a request from each of `clients` simultaneously; yield each response when it comes."""
     kind = HTTPSConnection if url.scheme == "https" else HTTPConnection
     target = quote(url.path + (url.query and f"?{url.query}"), safe="%/?:@!$&'()*+,;=")
-    connected = Barrier(calls)
-    answered: SimpleQueue[Caller] = SimpleQueue()
+    connected = Barrier(clients)
+    responses: SimpleQueue[Response] = SimpleQueue()
 
-    def call(caller: Caller) -> None:
+    def send_request(response: Response) -> None:
         try:
             try:
                 connection = kind(url.netloc, timeout=CONNECT_TIMEOUT)
                 connection.connect()
             finally:
-                connected.wait()  # one that failed, too: the others wait for all
+                connected.wait()  # after a failure, too: the other clients wait for all
                 began = time.monotonic()
             with closing(connection):
                 connection.sock.settimeout(TIMEOUT)
                 connection.request("GET", target)
-                read_answer(caller, connection.getresponse())
-        except Exception as error:  # any: a caller that is not put would be waited for
-            caller.problem = explain(error)
-        caller.seconds = time.monotonic() - began
-        answered.put(caller)
+                read_response(response, connection.getresponse())
+        except Exception as error:  # any: a response that is not put would be waited for
+            response.problem = explain(error)
+        response.seconds = time.monotonic() - began
+        responses.put(response)
 
-    for number in range(1, calls + 1):
-        Thread(target=call, args=[Caller(number)], daemon=True).start()
-    for _ in range(calls):
-        yield answered.get()
+    for number in range(1, clients + 1):
+        Thread(target=send_request, args=[Response(number)], daemon=True).start()
+    for _ in range(clients):
+        yield responses.get()
 
 
 def explain(error: Exception) -> str:
@@ -87,32 +88,32 @@ def explain(error: Exception) -> str:
     return f"{type(error).__name__}: {text or 'no response'}"
 
 
-def read_answer(caller: Caller, answer: HTTPResponse) -> None:
-    """Fill in what a caller was answered; to be told when to come again is no problem."""
-    caller.status = answer.status
-    caller.retry_after = answer.getheader("Retry-After")
-    body = answer.read()
+def read_response(response: Response, received: HTTPResponse) -> None:
+    """Fill in what a client received; a rejection that says when to try again is no problem."""
+    response.status = received.status
+    response.retry_after = received.getheader("Retry-After")
+    body = received.read()
     text = repr(body.decode(errors="replace")[:60])
-    if answer.status == 200:
+    if received.status == 200:
         with suppress(ValueError, TypeError, LookupError):
             elapsed = json.loads(body, parse_int=float)["elapsed"]
             if isinstance(elapsed, float) and 0 <= elapsed < math.inf:
-                caller.elapsed = elapsed
-        if caller.elapsed is None:
-            caller.problem = f'200, but no {{"elapsed": seconds}}: {text}'
-    elif answer.status not in (429, 503) or caller.retry_after is None:
-        caller.problem = f"{answer.status} {answer.reason}: {text}"
+                response.elapsed = elapsed
+        if response.elapsed is None:
+            response.problem = f'200, but no {{"elapsed": seconds}}: {text}'
+    elif received.status not in (429, 503) or response.retry_after is None:
+        response.problem = f"{received.status} {received.reason}: {text}"
 
 
-def line(caller: Caller, calls: int, seconds: float) -> str:
+def line(response: Response, clients: int, seconds: float) -> str:
     """Return a step of the staircase, dots for the wait and blocks for the work, or what failed."""
-    if caller.problem:
-        return f"failed: {caller.problem}"
-    if caller.elapsed is None:
-        return f"rejected: {caller.status}, Retry-After: {caller.retry_after}"
-    turn = 64 / calls  # columns
-    wait = round(turn * min(caller.elapsed / seconds - 1, calls - 1))
-    return f"{'·' * wait}{'█' * math.ceil(turn)} {cut(caller.elapsed, 3)}"
+    if response.problem:
+        return f"failed: {response.problem}"
+    if response.elapsed is None:
+        return f"rejected: {response.status}, Retry-After: {response.retry_after}"
+    work = 64 / clients  # columns
+    wait = round(work * min(response.elapsed / seconds - 1, clients - 1))
+    return f"{'·' * wait}{'█' * math.ceil(work)} {cut(response.elapsed, 3)}"
 
 
 def printable(text: str) -> str:
@@ -126,31 +127,31 @@ def printable(text: str) -> str:
     return text
 
 
-def print_live(answers: Iterable[Caller], calls: int, seconds: float) -> list[Caller]:
-    """Print each answer when it comes; if all fail alike, none: the verdict says it once."""
-    answered, lines, printed = [], [], 0
-    for caller in answers:
-        answered.append(caller)
-        lines.append(line(caller, calls, seconds))
-        if caller.elapsed is not None or len(set(lines)) > 1:
+def print_live(coming: Iterable[Response], clients: int, seconds: float) -> list[Response]:
+    """Print each response when it comes; if all fail alike, none: the verdict says it once."""
+    responses, lines, printed = [], [], 0
+    for response in coming:
+        responses.append(response)
+        lines.append(line(response, clients, seconds))
+        if response.elapsed is not None or len(set(lines)) > 1:
             print(printable("\n".join(lines[printed:])), flush=True)
             printed = len(lines)
-    return answered
+    return responses
 
 
-def judge(answered: list[Caller], seconds: float) -> tuple[str, str]:
-    """Return the verdict on callers in order of their answers, and the reason in one sentence."""
-    elapsed = [caller.elapsed for caller in answered if caller.elapsed is not None]
-    problems = [caller.problem for caller in answered if caller.problem]
-    least = f"{seconds!r} s".replace(".0 s", " s")
+def judge(responses: list[Response], seconds: float) -> tuple[str, str]:
+    """Return the verdict on responses in the order they came, and the reason in one sentence."""
+    elapsed = [response.elapsed for response in responses if response.elapsed is not None]
+    problems = [response.problem for response in responses if response.problem]
+    required = f"{seconds!r} s".replace(".0 s", " s")
     if not elapsed:
-        first = f"{answered[0].status}, Retry-After: {answered[0].retry_after}"
+        first = f"{responses[0].status}, Retry-After: {responses[0].retry_after}"
         reason = problems[0] if problems else f"all were rejected: {first}"
         return "inconclusive", f"no request succeeded: {reason}"
     if problems:
-        return "fail", f"{len(problems)} of {len(answered)} requests failed: {problems[0]}"
+        return "fail", f"{len(problems)} of {len(responses)} requests failed: {problems[0]}"
     if elapsed[0] < seconds:
-        return "fail", f"the first response took {cut(elapsed[0])} s, less than {least}"
+        return "fail", f"the first response took {cut(elapsed[0])} s, less than {required}"
     smallest = smallest_step(elapsed)
     if smallest is None:
         return "inconclusive", "only one request succeeded: there is no step to judge"
@@ -158,12 +159,12 @@ def judge(answered: list[Caller], seconds: float) -> tuple[str, str]:
     steps = "1 step" if len(elapsed) == 2 else f"{len(elapsed) - 1} steps"
     if short:
         count = f"{short} of {steps} {'is' if short == 1 else 'are'}"
-        return "fail", f"{count} shorter than {least} (smallest: {cut(smallest)} s)"
-    return "pass", f"smallest of {steps} is {cut(smallest)} s (at least {least})"
+        return "fail", f"{count} shorter than {required} (smallest: {cut(smallest)} s)"
+    return "pass", f"smallest of {steps} is {cut(smallest)} s (at least {required})"
 
 
 def smallest_step(elapsed: list[float]) -> float | None:
-    """Return the smallest difference between an answer's elapsed and the one before, in seconds."""
+    """Return by how many seconds a response's elapsed exceeds the one before, at the least."""
     return min((later - earlier for earlier, later in pairwise(elapsed)), default=None)
 
 
@@ -189,7 +190,7 @@ def svg(elapsed: list[float], seconds: float, title: str) -> str:
         picture += bar(20, top, scale * begin, 22, "#e6e9ef")
         picture += bar(20 + scale * begin, top, scale * (end - begin), 22, "#2f7d5b")
         picture += text(28 + scale * end, top + 16, "#333333", f"{cut(end, 3)} s")
-    legend = "grey: waiting in line; green: its turn"
+    legend = "grey: waiting; green: working"
     return picture + text(20, height - 14, "#777777", legend) + "</svg>\n"
 
 
@@ -200,18 +201,22 @@ def endpoint_url(text: str) -> SplitResult:
         if url.scheme in ("http", "https") and url.hostname and url.port != 0:
             path = url.path.removesuffix("/").removesuffix("/test") + "/test"
             return url._replace(path=path, fragment="")
-    raise argparse.ArgumentTypeError(f"{text!r} is no URL such as http://localhost:8000")
+    expected = "expected, e.g., http://localhost:8000"
+    raise argparse.ArgumentTypeError(f"not a valid URL: {text!r} ({expected})")
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python3 -m tests.probe", description="Does the service at URL keep its promise?"
+        prog="python3 -m tests.probe",
+        description="Does the service at URL process its requests one by one?",
     )
     parser.add_argument("url", metavar="URL", type=endpoint_url)
-    parser.add_argument("-n", type=int, default=8, help="how many callers, 8 by default")
-    parser.add_argument("--seconds", type=float, default=3.0, help="a turn's work, 3 by default")
+    parser.add_argument("-n", type=int, default=8, help="how many requests, 8 by default")
+    parser.add_argument(
+        "--seconds", type=float, default=3.0, help="duration of the work, 3 by default"
+    )
     parser.add_argument("--svg", type=Path, metavar="FILE", help="draw the staircase")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write down every answer")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="save all responses")
     options = parser.parse_args(arguments)
     if options.n < 2:
         parser.error(f"argument -n: {options.n} must be a whole number, 2 or more")
@@ -219,11 +224,11 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"argument --seconds: {options.seconds} must be a finite number above 0")
     try:
         for file in filter(None, (options.svg, options.json)):
-            file.open("a").close()  # to fail before the calls, not after them
-        answered = print_live(probe(options.url, options.n), options.n, options.seconds)
-        verdict, reason = judge(answered, options.seconds)
+            file.open("a").close()  # to fail before the requests, not after them
+        responses = print_live(probe(options.url, options.n), options.n, options.seconds)
+        verdict, reason = judge(responses, options.seconds)
         print(printable(f"{verdict.upper()}: {reason}"))
-        elapsed = [caller.elapsed for caller in answered if caller.elapsed is not None]
+        elapsed = [response.elapsed for response in responses if response.elapsed is not None]
         if options.svg:
             title = f"{options.n} requests at once, {verdict.upper()}: {reason}"
             options.svg.write_text(svg(elapsed, options.seconds, title), encoding="utf-8")
@@ -234,7 +239,7 @@ def main(arguments: list[str] | None = None) -> int:
                 "verdict": verdict,
                 "reason": reason,
                 "smallest_step": smallest_step(elapsed),
-                "responses": [asdict(caller) for caller in answered],
+                "responses": [asdict(response) for response in responses],
             }
             options.json.write_text(json.dumps(report, indent=2) + "\n")
     except OSError as error:

@@ -1,4 +1,4 @@
-"""The probe: what it prints, writes and returns, on services that keep the promise and others."""
+"""The probe: what it prints, writes and returns, on services that pass and on others."""
 
 import json
 import re
@@ -23,7 +23,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.probe import Caller, judge, main
+from tests.probe import Response, judge, main
 from tests.support.assertions import is_short
 from tests.support.server import ROOT, UVICORN, serve
 
@@ -42,16 +42,16 @@ Service = tuple[str, SimpleQueue[bytes]]
 
 @pytest.fixture
 def service() -> Iterator[Service]:
-    """Start a server; return its URL, and a queue of what it answers once that is put there."""
-    answers: SimpleQueue[bytes] = SimpleQueue()
+    """Start a server; return its URL, and a queue of the responses that it sends once put there."""
+    responses: SimpleQueue[bytes] = SimpleQueue()
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            self.wfile.write(answers.get(timeout=LIMIT))
+            self.wfile.write(responses.get(timeout=LIMIT))
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         Thread(target=server.serve_forever, args=[0.01]).start()
-        yield f"http://127.0.0.1:{server.server_port}", answers
+        yield f"http://127.0.0.1:{server.server_port}", responses
         server.shutdown()
 
 
@@ -70,53 +70,57 @@ def ok(body: str) -> bytes:
     return f"HTTP/1.1 200 OK\r\n\r\n{body}".encode()
 
 
-def served(*elapsed: float) -> list[Caller]:
-    return [Caller(1, 200, seconds) for seconds in elapsed]
+def succeeded(*elapsed: float) -> list[Response]:
+    return [Response(1, 200, seconds) for seconds in elapsed]
 
 
-REFUSED = Caller(9, 503, retry_after="3")
-FAILED = Caller(9, 500, problem="500 Internal Server Error: ''")
+REJECTED = Response(9, 503, retry_after="3")
+FAILED = Response(9, 500, problem="500 Internal Server Error: ''")
 
 
 @pytest.mark.parametrize(
-    ("answered", "verdict", "reason"),
+    ("received", "verdict", "reason"),
     [
-        (served(3.0, 6.0, 9.5), "pass", "smallest of 2 steps is 3.000000 s (at least 3 s)"),
-        ([REFUSED, *served(3.0, 6.5)], "pass", "smallest of 1 step is 3.500000 s (at least 3 s)"),
+        (succeeded(3.0, 6.0, 9.5), "pass", "smallest of 2 steps is 3.000000 s (at least 3 s)"),
         (
-            served(3.0, 5.75),
+            [REJECTED, *succeeded(3.0, 6.5)],
+            "pass",
+            "smallest of 1 step is 3.500000 s (at least 3 s)",
+        ),
+        (
+            succeeded(3.0, 5.75),
             "fail",
             "1 of 1 step is shorter than 3 s (smallest: 2.750000 s)",
         ),
         (
-            served(3.0, 5.99999999, 8, 11),
+            succeeded(3.0, 5.99999999, 8, 11),
             "fail",
             "2 of 3 steps are shorter than 3 s (smallest: 2.000000 s)",
         ),
-        (served(3.25, 6.25), "pass", "smallest of 1 step is 3.000000 s (at least 3 s)"),
-        (served(2.9, 6.0), "fail", "the first response took 2.900000 s, less than 3 s"),
-        (served(nextafter(3, 0)), "fail", "the first response took 2.999999 s, less than 3 s"),
+        (succeeded(3.25, 6.25), "pass", "smallest of 1 step is 3.000000 s (at least 3 s)"),
+        (succeeded(2.9, 6.0), "fail", "the first response took 2.900000 s, less than 3 s"),
+        (succeeded(nextafter(3, 0)), "fail", "the first response took 2.999999 s, less than 3 s"),
         (
-            [FAILED, *served(3.0, 6.0)],
+            [FAILED, *succeeded(3.0, 6.0)],
             "fail",
             "1 of 3 requests failed: 500 Internal Server Error: ''",
         ),
         (
-            [REFUSED, *served(3.0)],
+            [REJECTED, *succeeded(3.0)],
             "inconclusive",
             "only one request succeeded: there is no step to judge",
         ),
         (
-            [REFUSED],
+            [REJECTED],
             "inconclusive",
             "no request succeeded: all were rejected: 503, Retry-After: 3",
         ),
         ([FAILED], "inconclusive", "no request succeeded: 500 Internal Server Error: ''"),
     ],
 )
-def test_verdict(answered: list[Caller], verdict: str, reason: str) -> None:
+def test_verdict(received: list[Response], verdict: str, reason: str) -> None:
     """What was shown passes; a failed request or a short step fails; else it is inconclusive."""
-    assert judge(answered, 3.0) == (verdict, reason)
+    assert judge(received, 3.0) == (verdict, reason)
 
 
 @pytest.mark.parametrize(
@@ -132,7 +136,7 @@ def test_verdict(answered: list[Caller], verdict: str, reason: str) -> None:
 )
 def test_step_cut(seconds: float, later: float, verdict: str, reason: str) -> None:
     """The smallest step is printed to the microsecond and never rounded up."""
-    assert judge(served(seconds, later), seconds) == (verdict, reason)
+    assert judge(succeeded(seconds, later), seconds) == (verdict, reason)
 
 
 @given(first=st.floats(3, 1e5), ulps=st.lists(st.integers(-2, 2), min_size=1))
@@ -142,14 +146,14 @@ def test_no_short_step_passes(first: float, ulps: list[int]) -> None:
     for distance in ulps:
         later = elapsed[-1] + 3.0
         elapsed.append(later + distance * ulp(later))
-    verdict, reason = judge(served(*elapsed), 3.0)
+    verdict, reason = judge(succeeded(*elapsed), 3.0)
     whole = not any(is_short(*step, 3.0) for step in pairwise(elapsed))
     [smallest] = re.findall(r"(?:is|smallest:) (\d+\.\d{6}) s", reason)
     assert (verdict == "pass", float(smallest) >= 3) == (whole, whole)
 
 
 def test_pass(tmp_path: Path) -> None:
-    """On a service that keeps its promise, three served and two told to come again: status 0."""
+    """Three requests that succeed, one by one, and two rejections pass: exit status 0."""
     options = f"-n 5 --seconds 0.5 --svg {tmp_path}/svg --json {tmp_path}/json".split()
     with serve(*UVICORN, "handler.main:app", WORK_SECONDS="0.5", MAX_WAITING="2") as server:
         probe = run_probe(server.url, *options)
@@ -166,12 +170,12 @@ def test_pass(tmp_path: Path) -> None:
 
 
 def test_live(service: Service) -> None:
-    """Each line is out before the next answer comes, and Ctrl+C ends the wait without a word."""
-    url, answers = service
+    """Each line is out before the next response comes, and Ctrl+C ends the wait silently."""
+    url, responses = service
     with start_probe(url, "-n", "4") as probe:
         assert probe.stdout
         for elapsed, dots in (3, 0), (6.5, 19), (99, 48):
-            answers.put(ok(f'{{"elapsed": {elapsed}}}'))
+            responses.put(ok(f'{{"elapsed": {elapsed}}}'))
             assert probe.stdout.readline() == f"{'·' * dots}{'█' * 16} {elapsed:.3f}\n"
         probe.send_signal(signal.SIGINT)
         assert probe.wait(LIMIT / 2) == -signal.SIGINT
@@ -181,12 +185,12 @@ def test_live(service: Service) -> None:
 @pytest.mark.parametrize("encoding", ["cp1252", "ascii"])
 def test_encoding(service: Service, encoding: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """An encoding without the block gets an ASCII staircase, and the same verdict."""
-    url, answers = service
+    url, responses = service
     monkeypatch.setenv("PYTHONIOENCODING", encoding)
     with start_probe(url, "-n", "2", command=WITH_ENVIRONMENT, encoding=encoding) as probe:
         assert probe.stdout
         for elapsed, dots in (3, 0), (6, 32):
-            answers.put(ok(f'{{"elapsed": {elapsed}}}'))
+            responses.put(ok(f'{{"elapsed": {elapsed}}}'))
             assert probe.stdout.readline() == f"{'.' * dots}{'#' * 32} {elapsed}.000\n"
         verdict = "PASS: smallest of 1 step is 3.000000 s (at least 3 s)\n"
         assert (probe.stdout.read(), probe.wait()) == (verdict, 0)
@@ -200,10 +204,10 @@ def test_encoding_of_a_response(
     service: Service, encoding: str, body: str, printed: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where the terminal's encoding lacks what a service sent, that is escaped."""
-    url, answers = service
+    url, responses = service
     monkeypatch.setenv("PYTHONIOENCODING", encoding)
     for _ in range(2):
-        answers.put(ok(body))
+        responses.put(ok(body))
     with start_probe(url, "-n", "2", command=WITH_ENVIRONMENT, encoding=encoding) as probe:
         assert probe.stdout
         verdict = "INCONCLUSIVE: no request succeeded: 200, but no"
@@ -211,8 +215,8 @@ def test_encoding_of_a_response(
         assert probe.wait() == 2
 
 
-def test_connected_before_called(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
-    """All who can connect have before one calls, and who cannot holds no other back."""
+def test_connected_before_request(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    """No client sends a request before all have connected, or failed to."""
     connect, errors = HTTPConnection.connect, [ConnectionRefusedError()]
 
     def fail_once(connection: HTTPConnection) -> None:
@@ -237,15 +241,15 @@ def test_connected_before_called(monkeypatch: pytest.MonkeyPatch, capsys: Captur
 
 
 def test_fail(service: Service, tmp_path: Path, capsys: Capture) -> None:
-    """On a service that works on many calls at a time; nothing rounds a short step up."""
+    """A service that works on requests simultaneously fails; nothing rounds a short step up."""
     with serve(*UVICORN, "tests.benchmark.alternatives:unlocked", WORK_SECONDS="0.2") as server:
         assert main([server.url, "-n", "3", "--seconds", "0.2"]) == 1
     assert "\nFAIL: " in capsys.readouterr().out
-    url, answers = service
+    url, responses = service
     with start_probe(url, "-n", "2", "--svg", f"{tmp_path}/svg") as probe:
         assert probe.stdout
         for elapsed, printed in (3.9999, f"{'·' * 11}{'█' * 32} 3.999"), (6.9998, "6.999"):
-            answers.put(ok(f'{{"elapsed": {elapsed}}}'))
+            responses.put(ok(f'{{"elapsed": {elapsed}}}'))
             assert probe.stdout.readline().endswith(f"{printed}\n")
         verdict = "FAIL: 1 of 1 step is shorter than 3 s (smallest: 2.999900 s)"
         assert (probe.stdout.read(), probe.wait()) == (f"{verdict}\n", 1)
@@ -254,8 +258,8 @@ def test_fail(service: Service, tmp_path: Path, capsys: Capture) -> None:
     assert "3.999 s</text>" in picture
 
 
-def test_no_answer(tmp_path: Path, capsys: Capture) -> None:
-    """Where nothing listens it cannot be told, and the files say so."""
+def test_no_service(tmp_path: Path, capsys: Capture) -> None:
+    """Where nothing listens, the verdict is inconclusive, and the files say so."""
     files = ["--svg", f"{tmp_path}/svg", "--json", f"{tmp_path}/json"]
     assert main(["http://127.0.0.1:1", *files]) == 2
     verdict = "INCONCLUSIVE: no request succeeded: connection refused"
@@ -276,9 +280,9 @@ def test_no_answer(tmp_path: Path, capsys: Capture) -> None:
 )
 def test_all_fail_alike(service: Service, response: str, reason: str) -> None:
     """What is the same for all requests is printed once."""
-    url, answers = service
+    url, responses = service
     for _ in range(3):
-        answers.put(response.encode())
+        responses.put(response.encode())
     probe = run_probe(url, "-n", "3")
     assert probe.returncode == 2
     assert probe.stdout == f"INCONCLUSIVE: no request succeeded: {reason}\n"
@@ -286,28 +290,28 @@ def test_all_fail_alike(service: Service, response: str, reason: str) -> None:
 
 def test_not_all_fail_alike(service: Service) -> None:
     """Failures are printed as soon as one response differs."""
-    url, answers = service
-    failed, succeeded = "failed: 500 Oops: ''\n", f"{'█' * 16} 3.000\n"
+    url, responses = service
+    failed, passed = "failed: 500 Oops: ''\n", f"{'█' * 16} 3.000\n"
     with start_probe(url, "-n", "4") as probe:
         assert probe.stdout
         for response in (b"HTTP/1.1 500 Oops\r\n\r\n", ok('{"elapsed": 3}')):
-            answers.put(response)
+            responses.put(response)
         lines = [probe.stdout.readline() for _ in range(2)]
-        assert sorted(lines) == [failed, succeeded]
-        answers.put(b"HTTP/1.1 500 Oops\r\n\r\n")
+        assert sorted(lines) == [failed, passed]
+        responses.put(b"HTTP/1.1 500 Oops\r\n\r\n")
         assert probe.stdout.readline() == failed
-        answers.put(b"HTTP/1.1 500 Oops\r\n\r\n")
+        responses.put(b"HTTP/1.1 500 Oops\r\n\r\n")
         verdict = "FAIL: 3 of 4 requests failed: 500 Oops: ''\n"
         assert (probe.stdout.read(), probe.wait()) == (failed + verdict, 1)
 
 
 def test_not_this_service(service: Service) -> None:
-    """Where something else answers, the line says with what."""
-    url, answers = service
+    """What another service responds is in the line of its failure."""
+    url, responses = service
     bodies = ["<h1>It works!</h1>", "3"]
     bodies += [f'{{"elapsed": {wrong}}}' for wrong in ("true", "NaN", "-1")]
-    for answer in (*map(ok, bodies), b"HTTP/1.1 503 Full\r\n\r\n", b"\x1b[2J\r\n"):
-        answers.put(answer)
+    for response in (*map(ok, bodies), b"HTTP/1.1 503 Full\r\n\r\n", b"\x1b[2J\r\n"):
+        responses.put(response)
     probe = run_probe(url, "-n", "7")
     assert probe.returncode == 2
     for body in bodies:
@@ -327,7 +331,11 @@ def test_tls_failure(service: Service) -> None:
 @pytest.mark.parametrize(
     ("options", "values", "message"),
     [
-        ([], ["nonsense", "ftp://h", "http://h:99999", "http://[::1"], "is no URL such as http://"),
+        (
+            [],
+            ["localhost:8000", "nonsense", "ftp://h", "http://h:99999", "http://[::1"],
+            "argument URL: not a valid URL: {!r} (expected, e.g., http://localhost:8000)\n",
+        ),
         (["http://h", "-n"], ["1", "many"], "argument -n: "),
         (["http://h", "--seconds"], ["0", "nan", "three"], "argument --seconds: "),
         (["http://h", "--svg"], ["/missing/svg", "/"], "cannot write: "),
@@ -335,9 +343,9 @@ def test_tls_failure(service: Service) -> None:
     ],
 )
 def test_usage(options: list[str], values: list[str], message: str, capsys: Capture) -> None:
-    """A wrong argument is named before any call, and the exit status is 2."""
+    """A wrong argument is named before any request, and the exit status is 2."""
     for value in values:
         with pytest.raises(SystemExit, match=r"^2$"):
             main([*options, value])
         out, err = capsys.readouterr()
-        assert (out, message in err) == ("", True)
+        assert (out, message.format(value) in err) == ("", True)
