@@ -23,6 +23,7 @@ from itertools import pairwise
 from pathlib import Path
 from queue import SimpleQueue
 from ssl import SSLError
+from textwrap import wrap
 from threading import Barrier, Thread
 from urllib.parse import SplitResult, quote, urlsplit
 
@@ -33,6 +34,9 @@ CONNECT_TIMEOUT = 10.0
 
 TIMEOUT = 120.0
 """Seconds after which a client without a response gives up."""
+
+PAPER, INK, WAITING, WORKING = "#ffffff", "#1f2328", "#818b98", "#1a7f37"
+"""A picture's colours; on paper, all have a contrast of 3 or more."""
 
 EXIT_STATUS = {"pass": 0, "fail": 1, "inconclusive": 2}
 
@@ -143,7 +147,7 @@ def judge(responses: list[Response], seconds: float) -> tuple[str, str]:
     """Return the verdict on responses in the order they came, and the reason in one sentence."""
     elapsed = [response.elapsed for response in responses if response.elapsed is not None]
     problems = [response.problem for response in responses if response.problem]
-    required = f"{seconds!r} s".replace(".0 s", " s")
+    required = f"{plain(seconds)} s"
     if not elapsed:
         first = f"{responses[0].status}, Retry-After: {responses[0].retry_after}"
         reason = problems[0] if problems else f"all were rejected: {first}"
@@ -168,30 +172,48 @@ def smallest_step(elapsed: list[float]) -> float | None:
     return min((later - earlier for earlier, later in pairwise(elapsed)), default=None)
 
 
+def plain(seconds: float) -> str:
+    """Return `seconds` with all its digits, as a person would write it: 3 and 0.3."""
+    return repr(seconds).removesuffix(".0")
+
+
 def cut(seconds: float, decimals: int = 6) -> str:
     """Return `seconds` cut to `decimals`, never rounded up: what is short must not look whole."""
     unit = Decimal(1).scaleb(-decimals)
     return f"{Decimal(repr(seconds)).quantize(unit, ROUND_FLOOR, Context(prec=400)):f}"
 
 
+def caption(clients: int, seconds: float, outcome: str) -> str:
+    """Return what a picture shows, in plain words."""
+    number = dict(enumerate(["Two", "Three", "Four", "Five", "Six", "Seven", "Eight", "Nine"], 2))
+    requests = f"{number.get(clients, clients)} simultaneous requests"
+    return f"{requests}, {plain(seconds)} s of work each: {outcome}"
+
+
 def svg(elapsed: list[float], seconds: float, title: str) -> str:
-    """Draw the staircase as a picture."""
-    scale = 560 / max([seconds, *elapsed])
-    height = 80 + 30 * len(elapsed)
+    """Draw the staircase, 480 px wide, on a background of its own: the page may be dark."""
+    scale = 372 / max([seconds, *elapsed])
+    lines = wrap(title, 68)
+    top = 24 + 16 * len(lines)
+    height = top + 22 * len(elapsed) + 30
     bar = '<rect x="{:.1f}" y="{}" width="{:.1f}" height="{}" fill="{}"/>\n'.format
     text = '<text x="{:.1f}" y="{}" fill="{}">{}</text>\n'.format
     picture = (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 720 {height}" '
-        'font-family="system-ui, sans-serif" font-size="14">\n'
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="480" height="{height}" '
+        f'viewBox="0 0 480 {height}" font-family="system-ui, sans-serif" font-size="12">\n'
+        f"<title>{escape(title)}</title>\n"
+        f'<rect width="480" height="{height}" rx="6" fill="{PAPER}"/>\n'
     )
-    picture += bar(0, 0, 720, height, "#ffffff") + text(20, 28, "#333333", escape(title))
-    for index, end in enumerate(elapsed):
-        top, begin = 44 + 30 * index, max(0, end - seconds)
-        picture += bar(20, top, scale * begin, 22, "#e6e9ef")
-        picture += bar(20 + scale * begin, top, scale * (end - begin), 22, "#2f7d5b")
-        picture += text(28 + scale * end, top + 16, "#333333", f"{cut(end, 3)} s")
-    legend = "grey: waiting; green: working"
-    return picture + text(20, height - 14, "#777777", legend) + "</svg>\n"
+    for number, words in enumerate(lines):
+        picture += text(16, 26 + 16 * number, INK, escape(words))
+    for number, end in enumerate(elapsed):
+        y, begin = top + 22 * number, max(0, end - seconds)
+        picture += bar(16, y + 6, scale * begin, 4, WAITING)
+        picture += bar(16 + scale * begin, y, scale * (end - begin), 16, WORKING)
+        picture += text(22 + scale * end, y + 12, INK, f"{cut(end, 3)} s")
+    picture += bar(16, height - 20, 16, 4, WAITING) + text(38, height - 14, INK, "waiting")
+    picture += bar(100, height - 26, 16, 16, WORKING) + text(122, height - 14, INK, "working")
+    return picture + "</svg>\n"
 
 
 def endpoint_url(text: str) -> SplitResult:
@@ -229,8 +251,12 @@ def main(arguments: list[str] | None = None) -> int:
         verdict, reason = judge(responses, options.seconds)
         print(printable(f"{verdict.upper()}: {reason}"))
         elapsed = [response.elapsed for response in responses if response.elapsed is not None]
+        smallest = smallest_step(elapsed)
         if options.svg:
-            title = f"{options.n} requests at once, {verdict.upper()}: {reason}"
+            outcome = f"{verdict.upper()}: {reason}"
+            if verdict == "pass" and smallest is not None:
+                outcome = f"smallest step {cut(smallest, 3)} s"
+            title = caption(options.n, options.seconds, outcome)
             options.svg.write_text(svg(elapsed, options.seconds, title), encoding="utf-8")
         if options.json:
             report = {
@@ -238,7 +264,7 @@ def main(arguments: list[str] | None = None) -> int:
                 "work_seconds": options.seconds,
                 "verdict": verdict,
                 "reason": reason,
-                "smallest_step": smallest_step(elapsed),
+                "smallest_step": smallest,
                 "responses": [asdict(response) for response in responses],
             }
             options.json.write_text(json.dumps(report, indent=2) + "\n")

@@ -23,7 +23,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.probe import Response, judge, main
+from tests.probe import Response, caption, judge, main, svg
 from tests.support.assertions import is_short
 from tests.support.server import ROOT, UVICORN, serve
 
@@ -162,7 +162,7 @@ def test_pass(tmp_path: Path) -> None:
     assert probe.stdout.count(f"{'█' * 13} ") == 3
     verdict = r"\nPASS: smallest of 2 steps is 0\.5\d{5} s \(at least 0\.5 s\)\n$"
     assert re.search(verdict, probe.stdout)
-    assert len(ElementTree.parse(tmp_path / "svg").findall(".//{*}rect")) == 1 + 2 * 3
+    assert len(ElementTree.parse(tmp_path / "svg").findall(".//{*}rect")) == 1 + 2 * 3 + 2
     report = json.loads((tmp_path / "json").read_text())
     assert (report["url"], report["verdict"]) == (f"{server.url}/test", "pass")
     assert report["smallest_step"] >= report["work_seconds"] == 0.5
@@ -253,9 +253,56 @@ def test_fail(service: Service, tmp_path: Path, capsys: Capture) -> None:
             assert probe.stdout.readline().endswith(f"{printed}\n")
         verdict = "FAIL: 1 of 1 step is shorter than 3 s (smallest: 2.999900 s)"
         assert (probe.stdout.read(), probe.wait()) == (f"{verdict}\n", 1)
-    picture = (tmp_path / "svg").read_text()
-    assert f"{verdict}</text>" in picture
-    assert "3.999 s</text>" in picture
+    picture = ElementTree.parse(tmp_path / "svg")
+    caption = f"Two simultaneous requests, 3 s of work each: {verdict}"
+    words = [text.text or "" for text in picture.iterfind("{*}text")]
+    assert (picture.findtext("{*}title"), " ".join(words[:2])) == (caption, caption)
+    assert words[2:4] == ["3.999 s", "6.999 s"]
+
+
+def test_picture(service: Service, tmp_path: Path) -> None:
+    """A picture is 480 px wide, says in plain words what it shows, and rounds no step up."""
+    url, responses = service
+    with start_probe(url, "-n", "2", "--svg", f"{tmp_path}/svg") as probe:
+        assert probe.stdout
+        for elapsed in (3, 6.0009999):
+            responses.put(ok(f'{{"elapsed": {elapsed}}}'))
+            assert probe.stdout.readline()
+        assert "3.000999 s" in probe.stdout.read()
+    picture = ElementTree.parse(tmp_path / "svg")
+    size = picture.getroot().attrib
+    assert (size["width"], size["viewBox"]) == ("480", f"0 0 480 {size['height']}")
+    caption = "Two simultaneous requests, 3 s of work each: smallest step 3.000 s"
+    assert picture.findtext("{*}title") == caption
+    words = [text.text for text in picture.iterfind("{*}text")]
+    assert words == [caption, "3.000 s", "6.000 s", "waiting", "working"]
+
+
+@pytest.mark.parametrize(
+    ("clients", "number"), [(2, "Two"), (8, "Eight"), (9, "Nine"), (10, "10"), (40, "40")]
+)
+def test_caption(clients: int, number: str) -> None:
+    """Small numbers of requests are words; durations have all their digits."""
+    words = "simultaneous requests, 0.3 s of work each: done"
+    assert caption(clients, 0.3, "done") == f"{number} {words}"
+
+
+def test_contrast() -> None:
+    """A picture is readable on any page: it covers its own background, and contrasts with it."""
+
+    def luminance(colour: str) -> float:
+        channels = [int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)]
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    picture = ElementTree.fromstring(svg([3, 6], 3, "title"))
+    [background, *bars] = picture.iterfind("{*}rect")
+    assert [background.get(side) for side in ("width", "height")] == ["480", picture.get("height")]
+    paper = luminance(background.attrib["fill"])
+    for elements, least in (bars, 3), (picture.findall("{*}text"), 4.5):
+        for fill in {element.attrib["fill"] for element in elements}:
+            darker, lighter = sorted([paper, luminance(fill)])
+            assert (lighter + 0.05) / (darker + 0.05) >= least
 
 
 def test_no_service(tmp_path: Path, capsys: Capture) -> None:
@@ -264,7 +311,8 @@ def test_no_service(tmp_path: Path, capsys: Capture) -> None:
     assert main(["http://127.0.0.1:1", *files]) == 2
     verdict = "INCONCLUSIVE: no request succeeded: connection refused"
     assert capsys.readouterr().out == f"{verdict}\n"
-    assert verdict in (tmp_path / "svg").read_text()
+    title = ElementTree.parse(tmp_path / "svg").findtext("{*}title")
+    assert title == f"Eight simultaneous requests, 3 s of work each: {verdict}"
     report = json.loads((tmp_path / "json").read_text())
     assert (report["verdict"], report["smallest_step"]) == ("inconclusive", None)
     assert [response["problem"] for response in report["responses"]] == ["connection refused"] * 8
