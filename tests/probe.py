@@ -85,17 +85,21 @@ def probe(url: SplitResult, clients: int) -> Iterator[Response]:
 
 def explain(error: Exception) -> str:
     """Return why a request has no response: in the operating system's words, where it has any."""
-    text = getattr(error, "strerror", None) or str(error)
-    text = repr(text)[1:-1]  # it may quote what is no HTTP
+    text = escaped(getattr(error, "strerror", None) or str(error))  # it may quote what is no HTTP
     if text and isinstance(error, OSError) and not isinstance(error, SSLError):
         return text[0].lower() + text[1:]
     return f"{type(error).__name__}: {text or 'no response'}"
 
 
+def escaped(text: str | None) -> str | None:
+    """Return `text` without control characters: neither a terminal nor a picture may obey them."""
+    return text and repr(text)[1:-1]
+
+
 def read_response(response: Response, received: HTTPResponse) -> None:
     """Fill in what a client received; a rejection that says when to try again is no problem."""
     response.status = received.status
-    response.retry_after = received.getheader("Retry-After")
+    response.retry_after = escaped(received.getheader("Retry-After"))
     body = received.read()
     text = repr(body.decode(errors="replace")[:60])
     if received.status == 200:
@@ -106,7 +110,7 @@ def read_response(response: Response, received: HTTPResponse) -> None:
         if response.elapsed is None:
             response.problem = f'200, but no {{"elapsed": seconds}}: {text}'
     elif received.status not in (429, 503) or response.retry_after is None:
-        response.problem = f"{received.status} {received.reason}: {text}"
+        response.problem = f"{received.status} {escaped(received.reason)}: {text}"
 
 
 def line(response: Response, clients: int, seconds: float) -> str:

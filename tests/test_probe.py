@@ -368,6 +368,27 @@ def test_not_this_service(service: Service) -> None:
     assert "failed: BadStatusLine: \\x1b[2J\\r\\n\n" in probe.stdout
 
 
+@pytest.mark.parametrize(
+    ("response", "reason"),
+    [
+        ("500 \x1b[2J\r\n", "500 \\x1b[2J: ''"),
+        ("503 Full\r\nRetry-After: \x1b[2J\r\n", "all were rejected: 503, Retry-After: \\x1b[2J"),
+    ],
+)
+def test_escaped(
+    service: Service, response: str, reason: str, tmp_path: Path, capsys: Capture
+) -> None:
+    """No control character of a response reaches the terminal or the picture."""
+    url, responses = service
+    for _ in range(2):
+        responses.put(f"HTTP/1.1 {response}\r\n".encode())
+    assert main([url, "-n", "2", "--svg", f"{tmp_path}/svg"]) == 2
+    verdict = f"INCONCLUSIVE: no request succeeded: {reason}"
+    assert capsys.readouterr().out == f"{verdict}\n"
+    title = ElementTree.parse(tmp_path / "svg").findtext("{*}title")
+    assert title == f"Two simultaneous requests, 3 s of work each: {verdict}"
+
+
 def test_tls_failure(service: Service) -> None:
     """A failure of TLS is a line that says so."""
     probe = run_probe(service[0].replace("http:", "https:"), "-n", "2")
