@@ -105,8 +105,9 @@ def test_bad_setting(command: tuple[str, ...]) -> None:
     )
 
 
-@pytest.mark.parametrize("how", ["SIGTERM", "SIGINT twice"])
-@pytest.mark.parametrize("app", ["hanging", "hanging_in_a_thread"])
+@pytest.mark.parametrize(
+    ("app", "how"), [("hanging", "SIGINT twice"), ("hanging_in_a_thread", "SIGTERM")]
+)
 async def test_shutdown_when_the_work_hangs(app: str, how: str) -> None:
     """Work that hangs at a shutdown is cancelled, its client gets a 503, and the process exits."""
     limit = "1" if how == "SIGTERM" else "20"

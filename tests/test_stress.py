@@ -29,7 +29,7 @@ from tests.support.entry_points import burst, client_for, connect
 from tests.support.overload import overload
 from tests.support.server import LIMIT, PYTHON_M, UVICORN, Server, resident_memory, serve
 
-WORK_SECONDS = 0.3
+WORK_SECONDS = 0.2
 QUIET = (*UVICORN, "--no-access-log", "--loop", "uvloop", "handler.main:app")
 
 

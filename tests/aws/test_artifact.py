@@ -11,7 +11,7 @@ import pytest
 
 from tests.aws.artifact import ARTIFACT, PYTHON, VERSION, environment, needs_artifact
 from tests.support.entry_points import response, rest_event
-from tests.support.server import ROOT
+from tests.support.server import LIMIT, ROOT
 
 pytestmark = needs_artifact
 
@@ -76,6 +76,10 @@ def test_hundreds_of_invocations() -> None:
 
         timed_out = invoke(rest_event({"X-Fault": "hang"}))
         assert timed_out.text == "Task timed out after 2.00 seconds"
+        restarting = time.monotonic()
+
+        while "errorType" in invoke(rest_event({})).json():
+            assert time.monotonic() < restarting + LIMIT  # the emulator, after a timeout
 
         first = time.time() - 290
         for number in range(200):  # arrivals are a second apart: none is held to an exact step

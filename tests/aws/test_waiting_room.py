@@ -44,14 +44,6 @@ def test_nothing_of_the_client_is_copied(endpoint: Endpoint) -> None:
     assert endpoint.integration["passthroughBehavior"] == "never"
 
 
-def test_a_burst(endpoint: Endpoint) -> None:
-    """A burst is served one at a time, though Lambda rejects some attempts; nothing is logged."""
-    assert [response.status_code for response in endpoint.burst(4)] == [200] * 4
-    assert not endpoint.function.overlapped()
-    assert endpoint.function.rejections
-    assert not endpoint.logged
-
-
 def test_the_function_fails() -> None:
     """When the function fails, the response is a 500 that reveals nothing; the next is a 200."""
 

@@ -98,9 +98,9 @@ def asgi(work: Work) -> Iterator[EntryPoint]:
 
 
 @contextmanager
-def uvicorn(loop: str, http: str, app: str = "handler.main:app") -> Iterator[EntryPoint]:
+def uvicorn(loop: str, http: str) -> Iterator[EntryPoint]:
     """A real server, on one of uvicorn's event loops and HTTP parsers."""
-    command = (*UVICORN, "--loop", loop, "--http", http, app)
+    command = (*UVICORN, "--loop", loop, "--http", http, "handler.main:app")
     with (
         serve(*command, WORK_SECONDS=str(SERVER_WORK_SECONDS)) as server,
         asyncio.Runner() as runner,
@@ -180,6 +180,9 @@ def waiting_room() -> Iterator[EntryPoint]:
     with fake_aws.emulation(), fake_aws.environment(SERVER_WORK_SECONDS) as handle:
         endpoint = fake_aws.Endpoint(fake_aws.Function(handle))
         yield EntryPoint(endpoint.burst, SERVER_WORK_SECONDS)
+        assert not endpoint.function.overlapped()
+        assert endpoint.function.rejections
+        assert not endpoint.logged
 
 
 @contextmanager
@@ -197,10 +200,6 @@ LOCAL = [
     pytest.param(partial(asgi, time.sleep), id="asgi-thread"),
     pytest.param(partial(uvicorn, "asyncio", "h11"), id="uvicorn-asyncio"),
     pytest.param(partial(uvicorn, "uvloop", "httptools"), id="uvicorn-uvloop"),
-    pytest.param(
-        partial(uvicorn, "asyncio", "httptools", "tests.support.apps:in_a_thread"),
-        id="uvicorn-thread",
-    ),
     pytest.param(partial(function, lambda_entry, timestamped_by_gateway), id="lambda"),
     pytest.param(partial(function, lambda_entry, timestamped_by_clock), id="lambda-sam-local"),
     pytest.param(
