@@ -53,9 +53,19 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("entry_point", opened, indirect=True, scope="module")
 
 
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Run in two processes, since most tests wait; against one service, in this one."""
+    return 0 if config.getoption("url") else 2
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if config.getoption("url"):
         items[:] = [item for item in items if "entry_point" in getattr(item, "fixturenames", ())]
+    for item in items:
+        waits = item.path.stem in ("test_contract", "test_acceptance")
+        item.add_marker(pytest.mark.xdist_group("waits" if waits else "rest"))
+    # The acceptance, whose turns are long, goes beside the stress test.
+    items.sort(key=lambda item: item.path.stem == "test_acceptance")
 
 
 @pytest.fixture(scope="module")
