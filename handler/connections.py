@@ -66,13 +66,13 @@ def raise_limit() -> int:
     """Raise the soft limit on open files to the hard one, and return it."""
     if resource is None:  # pragma: no cover
         return OPEN_MAX
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    for limit in (hard, OPEN_MAX):
-        with suppress(ValueError, OSError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
-            break
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return OPEN_MAX if soft == resource.RLIM_INFINITY else soft
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    limit = OPEN_MAX if hard == resource.RLIM_INFINITY else hard
+    if soft == resource.RLIM_INFINITY:
+        return limit
+    if soft < limit:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+    return max(soft, limit)
 
 
 def require(max_waiting: int) -> int:

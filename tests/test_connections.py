@@ -6,6 +6,7 @@ import json
 import resource
 import socket
 import time
+from asyncio.trsock import TransportSocket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from functools import partial
@@ -362,6 +363,20 @@ async def test_another_protocol() -> None:
         assert (await (await Client.get(service.url)).response()).status == 200
 
 
+async def test_listener_that_is_closed_meanwhile() -> None:
+    """At a shutdown in want of descriptors nothing listens again, and nothing is logged."""
+    loop = asyncio.get_running_loop()
+    Overflow(1, Response())
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.setblocking(False)
+        shared = TransportSocket(listener)
+        error = OSError(errno.EMFILE, "too many open files")
+        loop.call_exception_handler({"message": "accept", "exception": error, "socket": shared})
+        descriptor = listener.fileno()
+    await asyncio.sleep(0)
+    assert not loop.remove_reader(descriptor)
+
+
 async def test_other_errors(caplog: pytest.LogCaptureFixture) -> None:
     """Errors other than a lack of descriptors go to the handler that would have got them."""
     loop = asyncio.get_running_loop()
@@ -382,7 +397,7 @@ def limits(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     limits = [(256, 4096)]
 
     def set_limits(kind: int, new: tuple[int, int]) -> None:
-        if new[0] > limits[0][1] >= 0 or new[0] == resource.RLIM_INFINITY != limits[0][0]:
+        if resource.RLIM_INFINITY in (new[0], limits[-1][0]):
             raise ValueError("not allowed to raise maximum limit")
         limits.append(new)
 

@@ -54,7 +54,7 @@ def test_url_on_this_machine() -> None:
         done = subprocess.run(
             [sys.executable, "-m", "pytest", "-q", "-k", "response", "--url", server.url],
             cwd=ROOT,
-            env=os.environ | proxies | {"WORK_SECONDS": "0.3"},
+            env=os.environ | proxies | {"WORK_SECONDS": "0.3", "PYTEST_ADDOPTS": ""},
             capture_output=True,
             text=True,
             timeout=LIMIT,

@@ -128,7 +128,11 @@ def lambda_entry(work_seconds: float, path: str = "handler.main.handler") -> Ite
     """The handler that Lambda invokes, imported anew with the variables that the template sets."""
     loop = asyncio.new_event_loop()
     asyncio.set_event_loop(loop)
-    environ = {"WORK_SECONDS": str(work_seconds), "TRUST_REQUEST_START": "true"}
+    environ = {
+        "AWS_LAMBDA_FUNCTION_NAME": "function",
+        "WORK_SECONDS": str(work_seconds),
+        "TRUST_REQUEST_START": "true",
+    }
     with patch.dict(os.environ, environ), patch.dict(sys.modules):
         module, _, name = path.rpartition(".")
         sys.modules.pop(module, None)
