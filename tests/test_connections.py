@@ -363,18 +363,45 @@ async def test_another_protocol() -> None:
         assert (await (await Client.get(service.url)).response()).status == 200
 
 
-async def test_listener_that_is_closed_meanwhile() -> None:
+OUT_OF_DESCRIPTORS = {
+    "message": "socket.accept() out of system resource",
+    "exception": OSError(errno.EMFILE, "Too many open files"),
+}
+
+
+async def test_rejections_in_an_iteration(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of clients without a descriptor some are rejected in each iteration, until all are."""
+    monkeypatch.setattr(connections, "REJECTED_AT_ONCE", 2)
+    loop = asyncio.get_running_loop()
+    overflow = Overflow(1, Response("full", 503))
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.setblocking(False)
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        clients = [await Client.get(url) for _ in range(5)]
+        context = OUT_OF_DESCRIPTORS | {"socket": TransportSocket(listener)}
+        for _ in range(3):  # asyncio goes on to accept
+            loop.call_exception_handler(context)
+        responses = [client.reader.read() for client in clients]
+        assert await asyncio.gather(*responses) == [overflow.response] * 5
+        loop.remove_reader(listener)
+    for client in clients:
+        await client.disconnect()
+
+
+async def test_listener_that_is_closed_meanwhile(caplog: pytest.LogCaptureFixture) -> None:
     """At a shutdown in want of descriptors nothing listens again, and nothing is logged."""
     loop = asyncio.get_running_loop()
     Overflow(1, Response())
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.setblocking(False)
-        shared = TransportSocket(listener)
-        error = OSError(errno.EMFILE, "too many open files")
-        loop.call_exception_handler({"message": "accept", "exception": error, "socket": shared})
+        loop.call_exception_handler(OUT_OF_DESCRIPTORS | {"socket": TransportSocket(listener)})
         descriptor = listener.fileno()
     await asyncio.sleep(0)
     assert not loop.remove_reader(descriptor)
+    caplog.clear()
+    message = "Exception in callback BaseSelectorEventLoop._start_serving()"
+    loop.call_exception_handler({"message": message, "exception": ValueError("descriptor: -1")})
+    assert not caplog.records
 
 
 async def test_other_errors(caplog: pytest.LogCaptureFixture) -> None:

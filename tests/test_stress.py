@@ -200,25 +200,26 @@ async def test_broken_clients(server: Server) -> None:
 
 
 async def test_work_that_fails_at_random() -> None:
-    """If the work of one request in ten fails, that one gets a 500; the others' steps are exact."""
+    """Where the work fails now and then, that request gets a 500; the others' steps are exact."""
     chance = random.Random(10)
     failures = 0
 
     async def fail_at_random(seconds: float) -> None:
         nonlocal failures
-        if chance.random() < 0.1:
+        if chance.random() < 0.3:
             failures += 1
             raise ZeroDivisionError
         await asyncio.sleep(seconds)
 
-    client = client_for(create_app(Settings(work_seconds=0.1), fail_at_random))
-    responses = await burst(client, 20)
+    client = client_for(create_app(Settings(work_seconds=0.25), fail_at_random))
+    await client.get("/nothing")  # the first request takes FastAPI longer than others
+    responses = await burst(client, 10)
     assert Counter(response.status_code for response in responses) == {
-        200: 20 - failures,
+        200: 10 - failures,
         500: failures,
     }
     assert failures
-    assert_staircase([response for response in responses if response.status_code == 200], 0.1)
+    assert_staircase([response for response in responses if response.status_code == 200], 0.25)
 
 
 @pytest.mark.parametrize("step", [-3600, 3600])
@@ -226,7 +227,7 @@ async def test_clock_fault(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """When the wall clock is stepped by an hour during a wait, every `elapsed` is still right."""
     wall = 1_795_500_000.0
     monkeypatch.setattr(module, "arrival", lambda timestamp: arrival(timestamp, wall=lambda: wall))
-    client = client_for(create_app(Settings(work_seconds=0.1, trust_request_start=True)))
+    client = client_for(create_app(Settings(work_seconds=0.2, trust_request_start=True)))
     headers = {"X-Request-Start": f"t={wall}"}
     before = [asyncio.create_task(client.get("/test", headers=headers)) for _ in range(3)]
     await asyncio.sleep(0)
@@ -234,7 +235,7 @@ async def test_clock_fault(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     wall += step
     after = [asyncio.create_task(client.get("/test", headers=headers)) for _ in range(3)]
     responses = [await response for response in (*before, *after)]
-    assert_staircase(responses, 0.1)
+    assert_staircase(responses, 0.2)
     assert responses[-1].json()["elapsed"] < 2
 
 

@@ -26,7 +26,7 @@ from tests.aws.artifact import needs_artifact
 from tests.support.server import UVICORN, serve
 
 WORK_SECONDS = 0.05
-"""Seconds of a turn at the entry points in this process."""
+"""Seconds of a turn at the entry points where the requests' timestamps say when they arrived."""
 
 SERVER_WORK_SECONDS = 0.3
 """Seconds of a turn at the entry points where a client takes some time to arrive and to begin."""
@@ -92,9 +92,9 @@ def http_api_event(headers: dict[str, str]) -> dict[str, Any]:
 @contextmanager
 def asgi(work: Work) -> Iterator[EntryPoint]:
     """The app, in this process."""
-    app = create_app(Settings(work_seconds=WORK_SECONDS), work)
+    app = create_app(Settings(work_seconds=SERVER_WORK_SECONDS), work)
     with asyncio.Runner() as runner:
-        yield EntryPoint(lambda n: runner.run(burst(client_for(app), n)))
+        yield EntryPoint(lambda n: runner.run(burst(client_for(app), n)), SERVER_WORK_SECONDS)
 
 
 @contextmanager
