@@ -5,24 +5,18 @@ Prints one table, all of it measured in one run on this machine; that takes some
 
 import asyncio
 import json
-import os
 import shutil
-import signal
-import socket
-import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
-from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from tempfile import NamedTemporaryFile
 
+from handler.connections import require
+from handler.settings import exit_if_invalid
+from tests.benchmark.contenders import CONTENDERS, Contender, Running
 from tests.support.assertions import is_short
 from tests.support.clients import Client, Response
-from tests.support.server import UVICORN, free_port, resident_memory, serve
 
 WORK_SECONDS = 0.01
 LIMIT = 120.0
@@ -31,109 +25,8 @@ LIMIT = 120.0
 BOUND = 4
 """How many may wait where the bound is tried."""
 
-HAPROXY = """
-defaults
-  mode http
-  timeout connect 5s
-  timeout client 300s
-  timeout server 300s
-  timeout queue 300s
-  option abortonclose
-frontend in
-  bind 127.0.0.1:{port}
-  maxconn 10000
-  default_backend one
-backend one
-  server app {app} maxconn 1 maxqueue {bound}
-"""
-
-
-@dataclass
-class Running:
-    """A contender that runs: where to call it, and the processes to weigh and to stop."""
-
-    url: str
-    pids: list[int]
-    stop: Callable[[], None]
-
-    def memory(self) -> int:
-        """Return the resident memory of its processes, in KiB."""
-        return sum(map(resident_memory, self.pids))
-
-
-@contextmanager
-def uvicorn(app: str, bound: int, work_seconds: float) -> Iterator[Running]:
-    command = (*UVICORN, "--no-access-log", "--loop", "uvloop", app)
-    settings = {"WORK_SECONDS": str(work_seconds), "MAX_WAITING": str(bound)}
-    with serve(*command, **settings) as server:
-        process = server.process
-        yield Running(server.url, [process.pid], lambda: process.send_signal(signal.SIGTERM))
-
-
-@contextmanager
-def program(*command: str, port: int, **environ: str) -> Iterator[Running]:
-    """Start a server that is told its port, and wait until it listens."""
-    process = subprocess.Popen(
-        command,
-        env=os.environ | environ,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    try:
-        while True:
-            try:
-                with socket.create_connection(("127.0.0.1", port)):
-                    break
-            except ConnectionRefusedError:
-                assert process.poll() is None, f"{command[0]} did not start"
-                time.sleep(0.05)
-        yield Running(
-            f"http://127.0.0.1:{port}", [process.pid], lambda: process.send_signal(signal.SIGTERM)
-        )
-    finally:
-        process.terminate()
-        process.wait()
-        with suppress(ProcessLookupError):  # workers whose master was killed
-            os.killpg(process.pid, signal.SIGKILL)
-
-
-@contextmanager
-def gunicorn(bound: int, work_seconds: float) -> Iterator[Running]:
-    port = free_port()
-    command = [sys.executable, "-m", "gunicorn", "--backlog", str(bound), "--timeout", "300"]
-    with program(
-        *command,
-        *("--bind", f"127.0.0.1:{port}", "tests.benchmark.alternatives:wsgi"),
-        port=port,
-        WORK_SECONDS=str(work_seconds),
-    ) as running:
-        yield running
-
-
-@contextmanager
-def haproxy(bound: int, work_seconds: float) -> Iterator[Running]:
-    with ExitStack() as stack:
-        app = stack.enter_context(
-            uvicorn("tests.benchmark.alternatives:unlocked", bound, work_seconds)
-        )
-        port = free_port()
-        config = stack.enter_context(NamedTemporaryFile("w", suffix=".cfg"))
-        config.write(HAPROXY.format(port=port, app=app.url.removeprefix("http://"), bound=bound))
-        config.flush()
-        front = stack.enter_context(program("haproxy", "-db", "-f", config.name, port=port))
-        yield Running(front.url, front.pids + app.pids, front.stop)
-
-
-Contender = Callable[[int, float], AbstractContextManager[Running]]
-CONTENDERS: dict[str, Contender] = {
-    "ours": lambda bound, seconds: uvicorn("handler.main:app", bound, seconds),
-    "asyncio.Lock": lambda bound, seconds: uvicorn(
-        "tests.benchmark.alternatives:bare_lock", bound, seconds
-    ),
-    "gunicorn sync": gunicorn,
-    "HAProxy maxconn 1": haproxy,
-}
+AMPLE = 5000
+"""A queue limit that no row exceeds, unless it is the row's subject."""
 
 
 async def answer(caller: Client) -> Response | None:
@@ -156,10 +49,10 @@ async def short_steps(contender: Contender) -> str:
 
     No figure where a call waits before its `elapsed` begins: that counts another thing.
     """
-    if contender in (gunicorn, haproxy):
-        return "elapsed has no wait"
+    if not contender.elapsed_includes_queue:
+        return "not measurable"
     steps = short = 0
-    with contender(10_000, WORK_SECONDS) as running:
+    with contender.run(AMPLE, WORK_SECONDS) as running:
         for _ in range(10):
             answers = [one for one in await burst(running, 51) if one]
             elapsed = [json.loads(one.body)["elapsed"] for one in answers]
@@ -170,7 +63,7 @@ async def short_steps(contender: Contender) -> str:
 
 async def over_the_limit(contender: Contender, calls: int) -> str:
     """Return the milliseconds a turn took over `WORK_SECONDS`, seen by the callers' clock."""
-    with contender(10_000, WORK_SECONDS) as running:
+    with contender.run(AMPLE, WORK_SECONDS) as running:
         await burst(running, 1)
         began = time.monotonic()
         answers = await burst(running, calls)
@@ -191,7 +84,7 @@ async def in_a_loop(contender: Contender) -> str:
             assert response
             assert response.status == 200
 
-    with contender(10_000, WORK_SECONDS) as running:
+    with contender.run(AMPLE, WORK_SECONDS) as running:
         await burst(running, 1)
         began = time.monotonic()
         await asyncio.gather(*(loop(running.url) for _ in range(clients)))
@@ -202,7 +95,7 @@ async def in_a_loop(contender: Contender) -> str:
 async def memory(contender: Contender) -> str:
     """Return the memory that a waiting caller takes, in KiB."""
     waiting = 1000
-    with contender(10_000, 60.0) as running:
+    with contender.run(AMPLE, 60.0) as running:
         first = await Client.get(running.url)
         await asyncio.sleep(1)
         before = running.memory()
@@ -211,15 +104,14 @@ async def memory(contender: Contender) -> str:
         after = running.memory()
         for caller in [first, *callers]:
             await caller.disconnect()
-        for pid in running.pids:
-            os.kill(pid, signal.SIGKILL)
+        running.kill()
     return f"{(after - before) / waiting:.1f} KiB"
 
 
 async def turns_lost(contender: Contender) -> str:
     """Count the turns that 20 callers cost the next one by hanging up while they waited."""
     seconds = 0.2
-    with contender(10_000, seconds) as running:
+    with contender.run(AMPLE, seconds) as running:
         served = await Client.get(running.url)
         gone = [await Client.get(running.url) for _ in range(20)]
         await asyncio.sleep(seconds / 4)
@@ -235,17 +127,20 @@ async def turns_lost(contender: Contender) -> str:
 
 async def beyond_the_bound(contender: Contender) -> str:
     """Tell what 20 callers get where one is served and `BOUND` may wait."""
-    with contender(BOUND, 0.2) as running:
+    with contender.run(BOUND, 0.2) as running:
         return tell(await burst(running, 20))
 
 
 async def stop(contender: Contender) -> str:
-    """Tell what one running and five waiting callers get when the process is told to stop."""
-    with contender(10_000, 1.0) as running:
-        callers = [await Client.get(running.url) for _ in range(6)]
-        await asyncio.sleep(0.3)
-        running.stop()
-        return tell(await asyncio.gather(*map(answer, callers)))
+    """Tell what one running and five waiting callers get, by the signal that stops the server."""
+    told = []
+    for signum in contender.signals:
+        with contender.run(AMPLE, 1.0) as running:
+            callers = [await Client.get(running.url) for _ in range(6)]
+            await asyncio.sleep(0.3)
+            running.send_signal(signum)
+            told.append(f"{signum.name}: {tell(await asyncio.gather(*map(answer, callers)))}")
+    return "; ".join(told).removeprefix("SIGTERM: ")
 
 
 def tell(answers: list[Response | None]) -> str:
@@ -290,4 +185,6 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
+    with exit_if_invalid():
+        require(AMPLE)  # raises the limit on open files, which the servers inherit
     asyncio.run(main())

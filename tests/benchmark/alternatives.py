@@ -1,4 +1,4 @@
-"""What a person would write, or put in front, instead: for the probe's tests and the benchmark."""
+"""Apps that one would write, or put a queue before, instead: for the benchmark and test_probe."""
 
 import asyncio
 import json
@@ -32,6 +32,9 @@ async def unlocked_test() -> dict[str, float]:
 
 
 def wsgi(environ: dict[str, Any], start_response: Callable[..., object]) -> Iterable[bytes]:
+    if environ["PATH_INFO"] != "/test":
+        start_response("404 Not Found", [("Content-Length", "0")])
+        return []
     began = time.monotonic()
     time.sleep(WORK_SECONDS)
     body = json.dumps({"elapsed": time.monotonic() - began}).encode()
