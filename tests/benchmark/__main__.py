@@ -8,9 +8,10 @@ sync worker waits for that, for up to 2 s a request, before it accepts the next 
 import asyncio
 import json
 import shutil
+import sys
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from functools import partial
 from itertools import pairwise
 
@@ -22,10 +23,7 @@ from tests.support.clients import Client, Response
 
 WORK_SECONDS = 0.01
 LIMIT = 120.0
-"""Seconds after which a caller without an answer counts as broken off."""
-
-BOUND = 4
-"""How many may wait where the bound is tried."""
+"""Seconds after which a request without a response counts as one whose connection was closed."""
 
 AMPLE = 5000
 """A queue limit that no row exceeds, unless it is the row's subject."""
@@ -84,19 +82,19 @@ async def overhead(contender: Contender, clients: int, requests_each: int = 1) -
 
 
 async def memory(contender: Contender) -> str:
-    """Return the memory that a waiting caller takes, in KiB."""
-    waiting = 1000
+    """Return the memory that a queued request takes, in KiB, the kernel's not counted."""
+    queued = 1000
     with contender.run(AMPLE, 60.0) as running:
-        first = await Client.get(running.url)
+        clients = [await Client.get(running.url)]
         await asyncio.sleep(1)
         before = running.memory()
-        callers = await asyncio.gather(*(Client.get(running.url) for _ in range(waiting)))
+        clients += await asyncio.gather(*(Client.get(running.url) for _ in range(queued)))
         await asyncio.sleep(2)
         after = running.memory()
-        for caller in [first, *callers]:
-            await caller.disconnect()
+        for client in clients:
+            await client.disconnect()
         running.kill()
-    return f"{(after - before) / waiting:.1f} KiB"
+    return f"{(after - before) / queued:.1f} KiB"
 
 
 async def time_lost(contender: Contender) -> str:
@@ -116,63 +114,63 @@ async def time_lost(contender: Contender) -> str:
     return f"{round(requests - 1.5)}"  # the rest of the first's work and its own
 
 
-async def beyond_the_bound(contender: Contender) -> str:
-    """Tell what 20 callers get where one is served and `BOUND` may wait."""
-    with contender.run(BOUND, 0.2) as running:
-        return tell(await burst(running, 20))
+async def beyond_queue_limit(contender: Contender, queue_limit: int) -> str:
+    with contender.run(queue_limit, 0.2) as running:
+        return summary(await burst(running, 20))
 
 
 async def stop(contender: Contender) -> str:
     """Tell what one running and five queued requests get, by the signal that stops the server."""
-    told = []
+    summaries = []
     for signum in contender.signals:
         with contender.run(AMPLE, 1.0) as running:
             responses = asyncio.gather(*(request(running) for _ in range(6)))
             await asyncio.sleep(0.3)
             running.send_signal(signum)
-            told.append(f"{signum.name}: {tell(await responses)}")
-    return "; ".join(told).removeprefix("SIGTERM: ")
+            summaries.append(f"{signum.name}: {summary(await responses)}")
+    return "; ".join(summaries).removeprefix("SIGTERM: ")
 
 
-def tell(answers: list[Response | None]) -> str:
+def summary(responses: list[Response | None]) -> str:
     def kind(one: Response | None) -> str:
         if one is None:
-            return "broken off"
+            return "connection closed"
         return f"{one.status}" + (" with Retry-After" if "retry-after" in one.headers else "")
 
-    return ", ".join(f"{count} x {what}" for what, count in Counter(map(kind, answers)).items())
+    counts = Counter(map(kind, responses))
+    return ", ".join(f"{count} x {what}" for what, count in sorted(counts.items()))
 
 
-def rows() -> Iterator[tuple[str, Callable[[Contender], Awaitable[str]]]]:
-    """Yield what is measured, by the name of its row."""
-    yield "short steps per thousand", short_steps
-    for calls in (10, 100, 1000, 5000):
-        yield (
-            f"a turn's time beyond its {1e3 * WORK_SECONDS:.0f} ms, {calls:,} waiting",
-            partial(overhead, clients=calls),
-        )
-    yield "the same, of 8 clients in a loop", partial(overhead, clients=8, requests_each=25)
-    yield "memory per waiting caller", memory
-    yield "time lost to 20 that hung up, in turns", time_lost
-    yield f"20 callers where {BOUND} may wait", beyond_the_bound
-    yield "SIGTERM: 1 running, 5 waiting", stop
+ROWS: dict[str, Callable[[Contender], Awaitable[str]]] = {
+    "Steps too short, per thousand": short_steps,
+    **{
+        f"Overhead per request, {queued:,} queued": partial(overhead, clients=queued)
+        for queued in (10, 100, 1000, 5000)
+    },
+    "Overhead per request, 8 clients in a loop": partial(overhead, clients=8, requests_each=25),
+    "Memory per queued request": memory,
+    "Time lost to 20 disconnected clients, in requests": time_lost,
+    "20 requests, queue limit 4": partial(beyond_queue_limit, queue_limit=4),
+    "SIGTERM with 1 running, 5 queued": stop,
+}
 
 
-def print_row(*cells: str) -> None:
-    print("|", " | ".join(cells), "|", flush=True)
+async def measure(row: str, name: str) -> str:
+    """Return a cell of the table, and say on stderr what is being measured."""
+    print(f"{row}, {name}: ", end="", file=sys.stderr, flush=True)
+    if name.startswith("HAProxy") and not shutil.which("haproxy"):
+        cell = "not installed"
+    else:
+        cell = await ROWS[row](CONTENDERS[name])
+    print(cell, file=sys.stderr)
+    return cell
 
 
 async def main() -> None:
-    print_row("", *CONTENDERS)
-    print_row("---", *("---" for _ in CONTENDERS))
-    for name, measure in rows():
-        cells = []
-        for contender in CONTENDERS:
-            if contender.startswith("HAProxy") and not shutil.which("haproxy"):
-                cells.append("not installed")
-            else:
-                cells.append(await measure(CONTENDERS[contender]))
-        print_row(name, *cells)
+    table = [["", *CONTENDERS], ["---"] * (1 + len(CONTENDERS))]
+    table += [[row, *[await measure(row, name) for name in CONTENDERS]] for row in ROWS]
+    for cells in table:
+        print("|", " | ".join(cells), "|")
 
 
 if __name__ == "__main__":
