@@ -178,7 +178,8 @@ class Gate:
         # difference is exact (Sterbenz's lemma).
         seconds, last = self._seconds, self._last
         earlier = -inf
-        if last and turn.arrived < last.ended and turn.arrived - last.arrived <= self._simultaneous:
+        # One that arrived after the last response did so more than a turn after the last request.
+        if last and turn.arrived - last.arrived <= self._simultaneous:
             earlier = last.elapsed
         while True:
             now = self._clock()
