@@ -122,7 +122,7 @@ class Overflow:
         self._loop = asyncio.get_running_loop()
         self._handle_others = self._loop.get_exception_handler()
         self._loop.set_exception_handler(self._handle)
-        self._keep_spare()
+        self._spare = os.open(os.devnull, os.O_RDONLY)
 
     def log(self) -> None:
         """Say that a client was rejected, unless that was said within the last minute."""
@@ -132,9 +132,6 @@ class Overflow:
                 "Rejecting connections beyond %d: no more files may be open (ulimit -Hn)",
                 self.connections,
             )
-
-    def _keep_spare(self) -> None:
-        self._spare = os.open(os.devnull, os.O_RDONLY)
 
     def make_room(self) -> bool:
         """Cut off the connection that has been idle for longest; return whether there was one."""
@@ -147,7 +144,10 @@ class Overflow:
 
     def _handle(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         error = context.get("exception")
-        if "socket" in context and getattr(error, "errno", None) == errno.EMFILE:
+        if "socket" in context and getattr(error, "errno", None) in (
+            errno.EMFILE,
+            errno.ENFILE,
+        ):
             # Where no descriptor is left, asyncio says so for each client, stops listening for a
             # second and lets them wait (python/cpython#151615). Until then, this listens.
             listener = context["socket"]
@@ -169,7 +169,9 @@ class Overflow:
 
     def _reject_waiting(self, listener: TransportSocket) -> None:
         self.log()
-        os.close(self._spare)
+        with suppress(OSError):  # if a thread of the work's took it the last time
+            os.close(self._spare)
+        self._spare = -1
         accepting = socket.socket(fileno=listener.fileno())
         with suppress(OSError):  # no client is waiting
             for _ in range(REJECTED_AT_ONCE):
@@ -180,7 +182,8 @@ class Overflow:
                     client.shutdown(socket.SHUT_WR)
                     client.recv(HEAD_BYTES)  # closing with a request unread would cut the response
         accepting.detach()
-        self._keep_spare()
+        with suppress(OSError):
+            self._spare = os.open(os.devnull, os.O_RDONLY)
 
 
 class Rejected(Exception):
