@@ -78,11 +78,11 @@ def raise_limit() -> int:
 def require(max_waiting: int) -> int:
     """Return how many connections there may be: those of `max_waiting` clients and more.
 
-    An eighth of the file descriptors, though no more than 64, is left for files and the work.
+    An eighth of the file descriptors, at least 16 and at most 64, is left for files and the work.
     Raises `InvalidSetting` when they are too few.
     """
     limit = raise_limit()
-    connections = limit - min(64, limit // 8)
+    connections = limit - max(16, min(64, limit // 8))
     if max_waiting >= connections:
         raise InvalidSetting(
             f"MAX_WAITING={max_waiting}: must be below {connections} where {limit} files may be "

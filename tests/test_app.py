@@ -23,7 +23,7 @@ SCOPE = {"type": "http", "method": "GET", "path": "/test", "query_string": b"", 
 
 @pytest.fixture
 def app() -> FastAPI:
-    return create_app(SETTINGS)
+    return create_app(SETTINGS, asyncio.sleep)
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ async def test_late() -> None:
     """A request whose turn does not begin within `MAX_WAIT_SECONDS` gets a 503 at that time."""
     settings = Settings(work_seconds=WORK_SECONDS, max_wait_seconds=2.5 * WORK_SECONDS)
     began = time.monotonic()
-    responses = await burst(client_for(create_app(settings)), 10)
+    responses = await burst(client_for(create_app(settings, asyncio.sleep)), 10)
     assert time.monotonic() - began < 4 * WORK_SECONDS
     assert sorted(response.status_code for response in responses) == [200] * 3 + [503] * 7
     for response in responses:
@@ -87,7 +87,9 @@ async def test_full_under_a_root_path(app: FastAPI) -> None:
 )
 async def test_retry_after(work_seconds: float, retry_after: str) -> None:
     """`Retry-After` is a turn, in whole seconds: by then a slot has become free."""
-    client = client_for(create_app(Settings(work_seconds=work_seconds, max_waiting=0)))
+    client = client_for(
+        create_app(Settings(work_seconds=work_seconds, max_waiting=0), asyncio.sleep)
+    )
     served = asyncio.create_task(client.get("/test"))
     await asyncio.sleep(0)
     assert (await client.get("/test")).headers["retry-after"] == retry_after
@@ -122,7 +124,7 @@ async def test_failure(sleep: Work) -> None:
 @pytest.mark.parametrize("begun", [False, True])
 async def test_disconnect_is_logged(begun: bool, caplog: pytest.LogCaptureFixture) -> None:
     """A request that ends without a response is logged in one line; the others are not."""
-    client = client_for(app := create_app(SETTINGS))
+    client = client_for(app := create_app(SETTINGS, asyncio.sleep))
     served = asyncio.create_task(client.get("/test"))
     await asyncio.sleep(WORK_SECONDS / 2)
     if begun:
@@ -153,7 +155,9 @@ async def test_disconnect(app: FastAPI, client: httpx.AsyncClient) -> None:
 @pytest.mark.parametrize("trusted", [True, False])
 async def test_request_start(trusted: bool) -> None:
     """If `X-Request-Start` is trusted, `elapsed` begins there; otherwise it is ignored."""
-    client = client_for(create_app(Settings(work_seconds=0.01, trust_request_start=trusted)))
+    client = client_for(
+        create_app(Settings(work_seconds=0.01, trust_request_start=trusted), asyncio.sleep)
+    )
     timestamp = float(request_start()["X-Request-Start"].removeprefix("t="))
     response = await client.get("/test", headers={"X-Request-Start": f"t={timestamp - 100}"})
     assert (response.json()["elapsed"] > 100) is trusted

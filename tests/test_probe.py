@@ -7,13 +7,14 @@ import socket
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import pairwise
 from math import nextafter, ulp
 from pathlib import Path
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from select import select
 from subprocess import PIPE, STDOUT, CompletedProcess, Popen, run
 from threading import Barrier, Thread
@@ -47,7 +48,8 @@ def service() -> Iterator[Service]:
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            self.wfile.write(responses.get(timeout=LIMIT))
+            with suppress(Empty):  # the probe was interrupted
+                self.wfile.write(responses.get(timeout=LIMIT))
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         Thread(target=server.serve_forever, args=[0.01]).start()

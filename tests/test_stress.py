@@ -227,7 +227,9 @@ async def test_clock_fault(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """When the wall clock is stepped by an hour during a wait, every `elapsed` is still right."""
     wall = 1_795_500_000.0
     monkeypatch.setattr(module, "arrival", lambda timestamp: arrival(timestamp, wall=lambda: wall))
-    client = client_for(create_app(Settings(work_seconds=0.2, trust_request_start=True)))
+    client = client_for(
+        create_app(Settings(work_seconds=0.2, trust_request_start=True), asyncio.sleep)
+    )
     headers = {"X-Request-Start": f"t={wall}"}
     before = [asyncio.create_task(client.get("/test", headers=headers)) for _ in range(3)]
     await asyncio.sleep(0)
