@@ -147,7 +147,7 @@ class Gate:
     def close(self) -> None:
         """Reject all that wait and all that arrive; the request inside finishes."""
         self._closed = True
-        for waiter in self._waiters.copy():
+        for waiter in self._waiters:
             self._stop_waiting(waiter)
 
     async def _wait(self, gone: asyncio.Future[None], deadline: float) -> None:
@@ -168,7 +168,6 @@ class Gate:
 
     def _stop_waiting(self, waiter: asyncio.Timeout) -> None:
         if waiter in self._waiters and not waiter.expired():
-            self._waiters.discard(waiter)
             waiter.reschedule(-inf)
 
     async def _complete(self, turn: Turn) -> None:

@@ -121,6 +121,13 @@ async def test_failure(sleep: Work) -> None:
     assert served.json()["elapsed"] < 2 * WORK_SECONDS
 
 
+async def test_no_task_is_left(client: httpx.AsyncClient) -> None:
+    """When a request is done, so is what watched its client."""
+    assert (await client.get("/test")).status_code == 200
+    await asyncio.sleep(0)
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
 @pytest.mark.parametrize("begun", [False, True])
 async def test_disconnect_is_logged(begun: bool, caplog: pytest.LogCaptureFixture) -> None:
     """A request that ends without a response is logged in one line; the others are not."""
