@@ -10,11 +10,11 @@ from mangum.types import LambdaContext, LambdaEvent
 from handler.app import create_app
 from handler.settings import Settings, exit_if_invalid
 
-with exit_if_invalid():
-    settings = Settings.load()
-    if "AWS_LAMBDA_FUNCTION_NAME" not in os.environ:  # there nobody waits
-        from handler.connections import require
+settings = Settings.load()
+if "AWS_LAMBDA_FUNCTION_NAME" not in os.environ:  # there nobody waits
+    from handler.connections import require
 
+    with exit_if_invalid():
         require(settings.max_waiting)
 
 app = create_app(settings)

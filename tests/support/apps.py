@@ -17,7 +17,6 @@ def hang_in_a_thread(seconds: float) -> None:
 
 
 settings = Settings.load()
-in_the_loop = create_app(settings, asyncio.sleep)
 in_a_thread = create_app(settings, time.sleep)
 hanging = create_app(settings, hang)
 hanging_in_a_thread = create_app(settings, hang_in_a_thread)
