@@ -90,6 +90,7 @@ async def test_shutdown(command: str, signum: signal.Signals) -> None:
         assert [response.status for response in responses] == [503] * 5 + [200]
         for rejected in responses[:-1]:
             assert rejected.headers["retry-after"] == "1"
+            assert rejected.headers["connection"] == "close"
             assert rejected.body == b'{"detail":"The service is shutting down; try again in 1 s."}'
         assert server.process.wait(LIMIT) == 0
         assert time.monotonic() - began < 2.9 * turn
