@@ -8,12 +8,18 @@ from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
-from fastapi.routing import APIRoute
 from pydantic import BaseModel, Field
 from starlette.types import Receive, Scope, Send
 
 from handler.arrival import arrival
-from handler.gate import ClientGone, Gate, GateClosed, GateFull, GateLate
+from handler.gate import (
+    ClientDisconnected,
+    Gate,
+    GateClosed,
+    QueueFull,
+    Rejected,
+    WaitTimeout,
+)
 from handler.server import serving, unfit
 from handler.settings import Settings
 from handler.work import work as default_work
@@ -80,9 +86,14 @@ def log_disconnect(request: Request, waited: float, begun: bool) -> None:
 def create_app(settings: Settings, work: Work = default_work) -> FastAPI:
     """Make the service around `work`, with a gate of its own."""
     gate = Gate(settings.work_seconds, settings.max_waiting, settings.max_wait_seconds)
+    reasons = {
+        QueueFull: f"The queue is full ({settings.max_waiting} waiting)",
+        WaitTimeout: f"The request waited for more than {settings.max_wait_seconds or 0:g} s",
+        GateClosed: "The service is shutting down",
+    }
 
-    def rejection(reason: str, **headers: str) -> Response:
-        # Within one turn a slot becomes free, or a service that was shut down is up again.
+    def unavailable(reason: str, **headers: str) -> Response:
+        # Within one turn a slot is likely to be free, and a service that restarts to be up.
         seconds = math.ceil(settings.work_seconds)
         return JSONResponse(
             {"detail": f"{reason}; try again in {seconds} s."},
@@ -90,19 +101,17 @@ def create_app(settings: Settings, work: Work = default_work) -> FastAPI:
             headers={"Retry-After": str(seconds), **NO_STORE, **headers},
         )
 
-    class Route(APIRoute):
-        async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-            # Under overload every turn and every new client waits for what rejections cost: this
-            # one comes before FastAPI makes anything of the request.
-            if gate.full and scope["method"] == "GET":
-                raise GateFull
-            await super().handle(scope, receive, send)
+    full = unavailable(reasons[QueueFull])
 
     class Service(FastAPI):
         async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
             if scope["type"] == "lifespan" and (reason := unfit(settings)):
                 await receive()
                 await send({"type": "lifespan.startup.failed", "message": reason})
+            elif gate.full and scope.get("path") == "/test" and scope.get("method") == "GET":
+                # Under overload every turn and every new client waits for what rejections cost:
+                # this one comes before anything is made of the request.
+                await full(scope, receive, send)
             else:
                 await super().__call__(scope, receive, send)
 
@@ -110,15 +119,13 @@ def create_app(settings: Settings, work: Work = default_work) -> FastAPI:
         title="One at a time",
         description="Processes requests one at a time, in order of arrival.",
         lifespan=lambda app: serving(
-            gate.close, settings, rejection("Too many connections", Connection="close")
+            gate.close, settings, unavailable("Too many connections", Connection="close")
         ),
     )
 
-    app.router.route_class = Route
-
     @app.get("/test", operation_id="run_work", summary="Do the work", responses=RESPONSES)
     async def test(request: Request, response: Response) -> Result:
-        """Waits until all earlier requests are done, does the work and returns how long both took.
+        """Wait for all earlier requests, do the work and return how long both took.
 
         Of requests that arrive simultaneously, each `elapsed` exceeds the one before by at least
         the duration of the work.
@@ -143,21 +150,12 @@ def create_app(settings: Settings, work: Work = default_work) -> FastAPI:
         )
         return Result(elapsed=turn.elapsed)
 
-    @app.exception_handler(GateFull)
-    async def full(request: Request, error: GateFull) -> Response:
-        return rejection(f"The queue is full ({settings.max_waiting} waiting)")
-
-    @app.exception_handler(GateClosed)
-    async def closed(request: Request, error: GateClosed) -> Response:
-        return rejection("The service is shutting down", Connection="close")
-
-    @app.exception_handler(GateLate)
-    async def late(request: Request, error: GateLate) -> Response:
-        return rejection(f"The turn did not begin within {settings.max_wait_seconds:g} s")
-
-    @app.exception_handler(ClientGone)
-    async def client_gone(request: Request, error: ClientGone) -> Response:
-        return Response(status_code=CLIENT_CLOSED_REQUEST)
+    @app.exception_handler(Rejected)
+    async def rejected(request: Request, error: Rejected) -> Response:
+        if isinstance(error, ClientDisconnected):
+            return Response(status_code=CLIENT_CLOSED_REQUEST)
+        closing = {"Connection": "close"} if isinstance(error, GateClosed) else {}
+        return unavailable(reasons[type(error)], **closing)
 
     @app.exception_handler(Exception)
     async def failed(request: Request, error: Exception) -> Response:

@@ -20,23 +20,24 @@ The rest is for timestamps of arrival, which cross two clocks and jitter by mill
 """
 
 
-class GateFull(Exception):
-    """Raised when the queue is full; it is unchanged."""
+class Rejected(Exception):
+    """Raised instead of a turn; the request has no slot in the queue, and nothing else changed."""
 
 
-class GateClosed(Exception):
-    """Raised when the gate closed before a turn began, or a turn is cancelled after that.
-
-    Its slot is free.
-    """
+class QueueFull(Rejected):
+    """Raised immediately when the queue is full."""
 
 
-class GateLate(Exception):
-    """Raised when a turn did not begin in time; its slot in the queue is free."""
+class WaitTimeout(Rejected):
+    """Raised when a turn did not begin in time."""
 
 
-class ClientGone(Exception):
-    """Raised when a client disconnected before its turn; its slot in the queue is free."""
+class GateClosed(Rejected):
+    """Raised when the gate closed before a turn began, or a turn is cancelled after that."""
+
+
+class ClientDisconnected(Rejected):
+    """Raised when a client disconnected before its turn."""
 
 
 @dataclass(slots=True)
@@ -117,8 +118,8 @@ class Gate:
         `gone` is done when the client has disconnected, which matters only while it waits.
         The turn is complete, and has its `elapsed`, once the context is left.
 
-        Raises `GateFull` immediately when the queue is full, and `GateClosed`, `ClientGone` or
-        `GateLate` when the gate closes, the client disconnects or its time is over before the
+        Raises a `Rejected`: `QueueFull` immediately, and `GateClosed`, `ClientDisconnected` or
+        `WaitTimeout` when the gate closes, the client disconnects or its deadline passes before the
         turn begins; `GateClosed` also when the body is cancelled after the gate was closed.
         When the wait is cancelled, its slot is free; when the body raises or is cancelled, the
         next turn begins immediately, and no later step is measured from this one.
@@ -126,7 +127,7 @@ class Gate:
         if self._closed:
             raise GateClosed
         if self.full:
-            raise GateFull
+            raise QueueFull
         deadline = arrived + self._max_wait_seconds
         await self._wait(gone, deadline)
         try:
@@ -134,7 +135,7 @@ class Gate:
                 raise GateClosed
             turn = Turn(arrived, began=self._clock())
             if turn.began > deadline:
-                raise GateLate
+                raise WaitTimeout
             yield turn
             await self._complete(turn)
         except asyncio.CancelledError:
@@ -164,7 +165,7 @@ class Gate:
         except TimeoutError:
             if self._closed:
                 raise GateClosed from None
-            raise (ClientGone if gone.done() else GateLate) from None
+            raise (ClientDisconnected if gone.done() else WaitTimeout) from None
 
     def _stop_waiting(self, waiter: asyncio.Timeout) -> None:
         if waiter in self._waiters and not waiter.expired():

@@ -52,7 +52,7 @@ async def test_late() -> None:
     for response in responses:
         if response.status_code == 503:
             assert response.headers["retry-after"] == "1"
-            detail = "The turn did not begin within 0.25 s; try again in 1 s."
+            detail = "The request waited for more than 0.25 s; try again in 1 s."
             assert response.json() == {"detail": detail}
 
 

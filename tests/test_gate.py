@@ -18,7 +18,7 @@ from hypothesis.stateful import (
     rule,
 )
 
-from handler.gate import ClientGone, Gate, GateClosed, GateFull, GateLate, Turn
+from handler.gate import ClientDisconnected, Gate, GateClosed, QueueFull, Turn, WaitTimeout
 from tests.support.assertions import is_short, simultaneous
 from tests.support.virtual_time import TICK, VirtualTimeLoop, after_iterations, run
 
@@ -113,7 +113,7 @@ async def test_full() -> None:
     """A client beyond the limit is rejected immediately; those in the queue keep their slots."""
     rig = Rig(max_waiting=2)
     clients = [rig.arrive(name) for name in "abcd"]
-    with pytest.raises(GateFull):
+    with pytest.raises(QueueFull):
         await clients.pop()
     assert rig.clock() < SOON
     assert rig.gate.waiting == 2
@@ -125,7 +125,7 @@ async def test_full_without_a_queue() -> None:
     """With a queue of no slots, one client is served and the next is rejected immediately."""
     rig = Rig(max_waiting=0)
     inside, rejected = rig.arrive("inside"), rig.arrive("rejected")
-    with pytest.raises(GateFull):
+    with pytest.raises(QueueFull):
         await rejected
     await inside
     await rig.arrive("later")
@@ -185,7 +185,7 @@ def test_disconnect_at_every_iteration(name: str, how: str) -> None:
         after_iterations(iterations, disconnect)
         await asyncio.wait(clients.values())
         disconnected = clients[name].cancelled() or isinstance(
-            clients[name].exception(), ClientGone
+            clients[name].exception(), ClientDisconnected
         )
         assert rig.served == [other for other in clients if other != name or not disconnected]
         assert repr(rig.gate) == "<Gate open, none inside, 0 of 1000 waiting>"
@@ -261,7 +261,7 @@ async def test_disconnect_as_the_gate_closes(iterations: int) -> None:
     gone.set_result(None)
     after_iterations(iterations, rig.gate.close)
     await asyncio.wait([inside, disconnecting, *waiting])
-    assert isinstance(disconnecting.exception(), GateClosed | ClientGone)
+    assert isinstance(disconnecting.exception(), GateClosed | ClientDisconnected)
     assert [type(client.exception()) for client in waiting] == [GateClosed] * 2
     assert (rig.served, rig.errors) == (["a"], [])
 
@@ -310,7 +310,7 @@ async def test_late() -> None:
     """A client whose turn does not begin in time is rejected at that time, and its slot is free."""
     rig = Rig(max_waiting=2, max_wait_seconds=4)
     served, in_time, late = (rig.arrive(name) for name in "abc")
-    with pytest.raises(GateLate):
+    with pytest.raises(WaitTimeout):
         await late
     assert rig.clock() == pytest.approx(4, abs=SOON)
     assert rig.gate.waiting == 0
@@ -320,7 +320,7 @@ async def test_late() -> None:
 async def test_late_on_arrival() -> None:
     """A client that arrives too late at a free gate is rejected immediately; no work is done."""
     rig = Rig(max_wait_seconds=4)
-    with pytest.raises(GateLate):
+    with pytest.raises(WaitTimeout):
         await rig.arrive("late", ago=4.001)
     assert rig.clock() < SOON
     assert (await rig.arrive("in time", ago=3.999)).elapsed == pytest.approx(6.999, abs=SOON)
@@ -338,7 +338,7 @@ async def test_late_since_the_loop_was_blocked() -> None:
         loop.jump(5)
 
     inside, late = rig.arrive("inside", work=block), rig.arrive("late")
-    with pytest.raises(GateLate):
+    with pytest.raises(WaitTimeout):
         await late
     await inside
     assert rig.served == ["inside"]
@@ -354,8 +354,8 @@ async def test_disconnect_when_late(iterations: int) -> None:
     after_iterations(iterations, partial(gone.set_result, None))
     after_iterations(iterations, rig.gate.close)
     await asyncio.wait([inside, disconnecting, waiting])
-    assert isinstance(disconnecting.exception(), ClientGone | GateClosed | GateLate)
-    assert isinstance(waiting.exception(), GateClosed | GateLate)
+    assert isinstance(disconnecting.exception(), ClientDisconnected | GateClosed | WaitTimeout)
+    assert isinstance(waiting.exception(), GateClosed | WaitTimeout)
     assert (rig.served, rig.errors, rig.gate.waiting) == (["a"], [], 0)
 
 
@@ -547,7 +547,7 @@ class GateMachine(RuleBasedStateMachine):
         self.outcome[task] = outcome
         self.settle()
         if len(self.model) > self.max_waiting:
-            assert isinstance(task.exception(), GateFull)
+            assert isinstance(task.exception(), QueueFull)
         else:
             self.model.append(task)
 

@@ -124,7 +124,7 @@ def test_no_work_that_cannot_end_in_time() -> None:
         response = endpoint.get(arrived=time.time() - 1)
     assert time.monotonic() - began < WORK_SECONDS
     assert (response.status_code, response.headers["retry-after"]) == (503, "1")
-    assert response.json() == {"detail": "The turn did not begin within 1 s; try again in 1 s."}
+    assert response.json() == {"detail": "The request waited for more than 1 s; try again in 1 s."}
 
 
 def outcome(status: int, body: str, **headers: str) -> dict[str, str]:
