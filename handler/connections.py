@@ -186,7 +186,7 @@ class Overflow:
             self._spare = os.open(os.devnull, os.O_RDONLY)
 
 
-class Rejected(Exception):
+class BadRequest(Exception):
     """Raised out of the parser's callbacks; uvicorn then calls `send_400_response`."""
 
 
@@ -203,7 +203,6 @@ class Connection(HttpToolsProtocol):
         self.timeout_keep_alive = max(HEAD_SECONDS, self.timeout_keep_alive)
         self._overflow = overflow
         self._ignores = False
-        self._head = 0
         self._unparsed = 0
 
     @property
@@ -233,21 +232,18 @@ class Connection(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         if not self._idle:
-            raise Rejected
-        self._head = 0
+            raise BadRequest
         super().on_message_begin()
 
-    def on_url(self, url: bytes) -> None:
-        self._parsed(len(url))
-        super().on_url(url)
-
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._parsed(len(name) + len(value))
         if len(self.headers) == HEADERS:
-            raise Rejected
+            raise BadRequest
         super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
+        if len(self.url) + sum(len(name) + len(value) for name, value in self.headers) > HEAD_BYTES:
+            raise BadRequest
+        self._unparsed = 0
         super().on_headers_complete()
         self._overflow.idle.pop(self, None)
         self._unset_keepalive_if_required()
@@ -271,12 +267,6 @@ class Connection(HttpToolsProtocol):
 
     def timeout_keep_alive_handler(self) -> None:
         self.transport.abort()
-
-    def _parsed(self, size: int) -> None:
-        self._unparsed = 0
-        self._head += size
-        if self._head > HEAD_BYTES:
-            raise Rejected
 
     def _reject(self, response: bytes) -> None:
         # Closing with something unread would cut the response: the client closes, or the timer.
