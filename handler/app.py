@@ -20,10 +20,10 @@ from handler.gate import (
     Rejected,
     WaitTimeout,
 )
-from handler.server import serving, unfit
+from handler.runner import Work, do
+from handler.server import lifespan, startup_error
 from handler.settings import Settings
 from handler.work import work as default_work
-from handler.worker import Work, do
 
 CLIENT_CLOSED_REQUEST = 499
 """nginx's status for a client that disconnected: there is no one to see it."""
@@ -105,7 +105,7 @@ def create_app(settings: Settings, work: Work = default_work) -> FastAPI:
 
     class Service(FastAPI):
         async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-            if scope["type"] == "lifespan" and (reason := unfit(settings)):
+            if scope["type"] == "lifespan" and (reason := startup_error(settings)):
                 await receive()
                 await send({"type": "lifespan.startup.failed", "message": reason})
             elif gate.full and scope.get("path") == "/test" and scope.get("method") == "GET":
@@ -118,7 +118,7 @@ def create_app(settings: Settings, work: Work = default_work) -> FastAPI:
     app = Service(
         title="One at a time",
         description="Processes requests one at a time, in order of arrival.",
-        lifespan=lambda app: serving(
+        lifespan=lambda app: lifespan(
             gate.close, settings, unavailable("Too many connections", Connection="close")
         ),
     )

@@ -1,6 +1,5 @@
 """The entry points: `app` for an ASGI server, `handler` for AWS Lambda."""
 
-import os
 import warnings
 from typing import Any
 
@@ -8,15 +7,9 @@ from mangum import Mangum
 from mangum.types import LambdaContext, LambdaEvent
 
 from handler.app import create_app
-from handler.settings import Settings, exit_if_invalid
+from handler.settings import Settings
 
 settings = Settings.load()
-if "AWS_LAMBDA_FUNCTION_NAME" not in os.environ:  # there nobody waits
-    from handler.connections import require
-
-    with exit_if_invalid():
-        require(settings.max_waiting)
-
 app = create_app(settings)
 with warnings.catch_warnings():
     # Mangum asks for a current event loop, and makes one where there is none.

@@ -3,8 +3,8 @@
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Self
@@ -20,16 +20,6 @@ _LABEL = re.compile(r"(?!-)[a-zA-Z0-9_-]{1,63}(?<!-)")
 
 class InvalidSetting(Exception):
     """Raised when a setting cannot be used; names it, its value and what is allowed."""
-
-
-@contextmanager
-def exit_if_invalid() -> Iterator[None]:
-    """Exit with status 2 and one line on stderr when the body raises `InvalidSetting`."""
-    try:
-        yield
-    except InvalidSetting as error:
-        print(f"handler: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
 
 
 def _host(value: str) -> str:
@@ -64,8 +54,11 @@ class Settings(BaseModel):
     @classmethod
     def load(cls) -> Self:
         """As `read`; exits with status 2 and one line, as argparse does, when it is invalid."""
-        with exit_if_invalid():
+        try:
             return cls.read()
+        except InvalidSetting as error:
+            print(f"handler: {error}", file=sys.stderr)
+            raise SystemExit(2) from None
 
     @classmethod
     def read(cls, environ: Mapping[str, str] = os.environ, dotenv: Path = DOTENV) -> Self:

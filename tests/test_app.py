@@ -13,8 +13,8 @@ from fastapi import FastAPI
 from starlette.types import Message
 
 from handler.app import create_app
+from handler.runner import Work
 from handler.settings import Settings
-from handler.worker import Work
 from tests.support.entry_points import burst, client_for, request_start
 
 WORK_SECONDS = 0.1

@@ -16,9 +16,9 @@ import pytest
 import uvicorn
 from starlette.responses import Response
 
-from handler import connections
 from handler.app import create_app
-from handler.connections import Overflow, raise_limit, require
+from handler.server import connection, descriptors
+from handler.server.descriptors import Overflow, raise_limit, require
 from handler.settings import InvalidSetting, Settings
 from tests.support.clients import Client, until
 from tests.support.server import LIMIT, PYTHON_M, UVICORN, run, serve
@@ -73,7 +73,7 @@ async def service() -> AsyncIterator[Service]:
 @pytest.fixture
 def head_seconds(monkeypatch: pytest.MonkeyPatch) -> float:
     """Give a connection less than ten seconds to send a request's head."""
-    monkeypatch.setattr(connections, "HEAD_SECONDS", 0.3)
+    monkeypatch.setattr(connection, "HEAD_SECONDS", 0.3)
     return 0.3
 
 
@@ -118,7 +118,7 @@ async def test_a_crowd_at_a_low_limit(command: tuple[str, ...]) -> None:
 def test_max_waiting_that_does_not_fit(command: tuple[str, ...]) -> None:
     """A `MAX_WAITING` beyond what the hard limit on open files allows is rejected on start."""
     done = run(*limited(64, 256, *command), MAX_WAITING="224", PORT="0")
-    assert done.returncode == 2
+    assert done.returncode == 3
     assert done.stdout == (
         "handler: MAX_WAITING=224: must be below 224 where 256 files may be open: "
         "lower it, or raise that limit (ulimit -Hn)\n"
@@ -307,8 +307,8 @@ async def test_requests_ahead(service: Service) -> None:
 
 async def test_idle_connections_make_room(monkeypatch: pytest.MonkeyPatch) -> None:
     """At the bound a new client gets the place of a connection that has been idle for a while."""
-    monkeypatch.setattr(connections, "require", lambda max_waiting: 5)
-    monkeypatch.setattr(connections, "IDLE_SECONDS", 0.2)
+    monkeypatch.setattr(connection, "require", lambda max_waiting: 5)
+    monkeypatch.setattr(descriptors, "IDLE_SECONDS", 0.2)
     async with serving() as service:
         kept = await Client.get(service.url, "/nothing")
         assert (await kept.read()).status == 404
@@ -371,7 +371,7 @@ OUT_OF_DESCRIPTORS = {
 
 async def test_rejections_in_an_iteration(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of clients without a descriptor some are rejected in each iteration, until all are."""
-    monkeypatch.setattr(connections, "REJECTED_AT_ONCE", 2)
+    monkeypatch.setattr(descriptors, "REJECTED_AT_ONCE", 2)
     loop = asyncio.get_running_loop()
     overflow = Overflow(1, Response("full", 503))
     with socket.create_server(("127.0.0.1", 0)) as listener:

@@ -12,7 +12,8 @@ from types import SimpleNamespace
 import pytest
 from starlette.responses import Response
 
-from handler.server import bound_sockets, is_only_process, serving, unfit
+from handler.server import lifespan, startup_error
+from handler.server.one_process import bound_sockets, is_only_process
 from handler.settings import Settings
 from tests.support.server import ROOT
 
@@ -50,7 +51,7 @@ async def test_draining(signum: signal.Signals, server: Server) -> None:
     A second SIGTERM changes nothing.
     """
     closed = asyncio.Event()
-    async with serving(closed.set, Settings(), Response()):
+    async with lifespan(closed.set, Settings(), Response()):
         signal.raise_signal(signum)
         await closed.wait()
         assert server.signals == []
@@ -66,7 +67,7 @@ async def test_second_interrupt(server: Server) -> None:
     """A second SIGINT cancels the running requests; a third is passed to the server."""
     running = asyncio.create_task(asyncio.Event().wait())
     server.server_state.tasks.add(running)
-    async with serving(lambda: None, Settings(), Response()):
+    async with lifespan(lambda: None, Settings(), Response()):
         for _ in range(2):
             signal.raise_signal(signal.SIGINT)
         with pytest.raises(asyncio.CancelledError):
@@ -80,19 +81,22 @@ async def test_second_interrupt(server: Server) -> None:
 async def test_time_limit(option: int | None, seconds: int, server: Server) -> None:
     """Work that hangs has a turn and ten seconds to end, or as long as the server's option says."""
     server.config.timeout_graceful_shutdown = option
-    async with serving(lambda: None, Settings(work_seconds=3), Response()):
+    async with lifespan(lambda: None, Settings(work_seconds=3), Response()):
         assert server.config.timeout_graceful_shutdown == seconds
 
 
-def test_unfit(server: Server) -> None:
+def test_startup_error(server: Server) -> None:
     """A server without enough file descriptors for its queue gets a reason of one line."""
-    assert unfit(Settings()) is None
-    reason = unfit(Settings(max_waiting=10**9))
+    assert startup_error(Settings()) is None
+    reason = startup_error(Settings(max_waiting=10**9))
     assert reason
     assert reason.startswith("handler: MAX_WAITING=1000000000: must be below ")
 
 
-IS_ONLY = "import sys; from handler.server import is_only_process; sys.exit(not is_only_process())"
+IS_ONLY = (
+    "import sys; from handler.server.one_process import is_only_process; "
+    "sys.exit(not is_only_process())"
+)
 
 
 @pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_UNIX])
@@ -135,5 +139,5 @@ def test_connections_are_not_shared_sockets() -> None:
 async def test_another_server() -> None:
     """If the server is not uvicorn, the signal handlers are left unchanged."""
     before = signal.getsignal(signal.SIGTERM)
-    async with serving(pytest.fail, Settings(), Response()):
+    async with lifespan(pytest.fail, Settings(), Response()):
         assert signal.getsignal(signal.SIGTERM) is before

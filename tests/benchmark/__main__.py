@@ -15,8 +15,7 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from itertools import pairwise
 
-from handler.connections import require
-from handler.settings import exit_if_invalid
+from handler.server.descriptors import require
 from tests.benchmark.contenders import CONTENDERS, Contender, Running
 from tests.support.assertions import is_short
 from tests.support.clients import Client, Response
@@ -174,6 +173,5 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    with exit_if_invalid():
-        require(AMPLE)  # raises the limit on open files, which the servers inherit
+    require(AMPLE)  # raises the limit on open files, which the servers inherit
     asyncio.run(main())

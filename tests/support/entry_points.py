@@ -19,8 +19,8 @@ from starlette.types import ASGIApp
 
 from handler import clock
 from handler.app import create_app
+from handler.runner import Work
 from handler.settings import Settings
-from handler.worker import Work
 from tests.aws import artifact, fake_aws
 from tests.aws.artifact import needs_artifact
 from tests.support.server import UVICORN, serve

@@ -1,7 +1,7 @@
-"""As many connections as there are file descriptors, and none that never sends a request.
+"""As many connections as there are file descriptors.
 
-uvicorn and asyncio bound neither: one client that opens connections would shut out all others.
-What is relied on of uvicorn's protocol stands in `Connection`, and nowhere else.
+Where none is left, asyncio lets clients wait without a word; here they get a rejection, or the
+place of a connection that has no request.
 """
 
 import asyncio
@@ -11,13 +11,10 @@ import os
 import socket
 from asyncio.trsock import TransportSocket
 from contextlib import suppress
-from functools import partial
 from math import inf
 from typing import Any
 
 from starlette.responses import Response
-from uvicorn.config import Config
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from handler.settings import InvalidSetting
 
@@ -29,21 +26,6 @@ except ImportError:  # pragma: no cover
 OPEN_MAX = 10240
 """The highest limit that macOS takes, where it says that there is none."""
 
-HEAD_SECONDS = 10
-"""Seconds that a connection has to send the head of its next request.
-
-nginx's name for it is client_header_timeout, Node's headersTimeout, HAProxy's timeout http-request.
-"""
-
-HEAD_BYTES = 65536
-"""How long a request's head may be, as in h11."""
-
-HEADERS = 100
-"""How many headers a request may have, as in Apache and gunicorn."""
-
-LINGER_SECONDS = 1.0
-"""Seconds for which a rejected client may read why, until its connection is closed."""
-
 IDLE_SECONDS = 0.5
 """Seconds after which a connection without a request makes room for a new one, if need be."""
 
@@ -52,12 +34,6 @@ REJECTED_AT_ONCE = 64
 
 LOG_SECONDS = 60.0
 """Seconds from one line of the log to the next, however many connections are rejected."""
-
-BAD_REQUEST = (
-    b"HTTP/1.1 400 Bad Request\r\n"
-    b"content-type: text/plain; charset=utf-8\r\ncontent-length: 30\r\nconnection: close\r\n\r\n"
-    b"Invalid HTTP request received."
-)
 
 logger = logging.getLogger("uvicorn.error")
 
@@ -91,17 +67,6 @@ def require(max_waiting: int) -> int:
     return connections
 
 
-def bound(config: Config, max_waiting: int, rejection: Response) -> None:
-    """Bound the connections of the uvicorn server that is about to start with `config`.
-
-    `rejection` is what clients beyond the bound get. Another protocol than httptools' is left as
-    it is. Raises `InvalidSetting`.
-    """
-    overflow = Overflow(require(max_waiting), rejection)
-    if config.http_protocol_class is HttpToolsProtocol:
-        config.http_protocol_class = partial(Connection, overflow=overflow)  # type: ignore[assignment]
-
-
 class Overflow:
     """What clients beyond `connections` get: a rejection, immediately, or the place of an idle one.
 
@@ -116,7 +81,7 @@ class Overflow:
             b"".join(b"%b: %b\r\n" % header for header in rejection.raw_headers),
             bytes(rejection.body),
         )
-        self.idle: dict[Connection, float] = {}
+        self.idle: dict[Any, float] = {}
         self._paused: set[int] = set()
         self._logs_again: float = -inf
         self._loop = asyncio.get_running_loop()
@@ -180,108 +145,7 @@ class Overflow:
                     client.setblocking(False)
                     client.send(self.response)
                     client.shutdown(socket.SHUT_WR)
-                    client.recv(HEAD_BYTES)  # closing with a request unread would cut the response
+                    client.recv(65536)  # closing with a request unread would cut the response
         accepting.detach()
         with suppress(OSError):
             self._spare = os.open(os.devnull, os.O_RDONLY)
-
-
-class BadRequest(Exception):
-    """Raised out of the parser's callbacks; uvicorn then calls `send_400_response`."""
-
-
-class Connection(HttpToolsProtocol):
-    """uvicorn's, with bounds on how long and how much a client may take to send a request.
-
-    A request that is sent before the one ahead of it is answered is dropped, and the connection
-    closes after that response: simultaneous requests have a connection each.
-    A client that does not read its responses is cut off.
-    """
-
-    def __init__(self, *args: Any, overflow: Overflow, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.timeout_keep_alive = max(HEAD_SECONDS, self.timeout_keep_alive)
-        self._overflow = overflow
-        self._ignores = False
-        self._unparsed = 0
-
-    @property
-    def _idle(self) -> bool:
-        return self.cycle is None or self.cycle.response_complete
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        self._close_after(self.timeout_keep_alive)
-        if len(self.connections) > self._overflow.connections and not self._overflow.make_room():
-            self._overflow.log()
-            self._reject(self._overflow.response)
-        self._overflow.idle[self] = self.loop.time()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        super().connection_lost(exc)
-        self._overflow.idle.pop(self, None)
-        self._unset_keepalive_if_required()
-
-    def data_received(self, data: bytes) -> None:
-        if self._ignores:
-            return
-        self._unparsed += len(data)
-        super().data_received(data)
-        if self._unparsed > HEAD_BYTES and not self._ignores:
-            self.send_400_response("Request head too large.")
-
-    def on_message_begin(self) -> None:
-        if not self._idle:
-            raise BadRequest
-        super().on_message_begin()
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        if len(self.headers) == HEADERS:
-            raise BadRequest
-        super().on_header(name, value)
-
-    def on_headers_complete(self) -> None:
-        if len(self.url) + sum(len(name) + len(value) for name, value in self.headers) > HEAD_BYTES:
-            raise BadRequest
-        self._unparsed = 0
-        super().on_headers_complete()
-        self._overflow.idle.pop(self, None)
-        self._unset_keepalive_if_required()
-
-    def on_body(self, body: bytes) -> None:
-        self._unparsed = 0
-        super().on_body(body)
-
-    def on_response_complete(self) -> None:
-        super().on_response_complete()
-        self._overflow.idle[self] = self.loop.time()
-        if self.transport.get_write_buffer_size():  # the kernel's is full of what was not read
-            self.transport.abort()
-
-    def send_400_response(self, msg: str) -> None:
-        if self._idle:
-            self._reject(BAD_REQUEST)
-        else:
-            self._ignores = True
-            self.cycle.keep_alive = False
-
-    def timeout_keep_alive_handler(self) -> None:
-        self.transport.abort()
-
-    def _reject(self, response: bytes) -> None:
-        # Closing with something unread would cut the response: the client closes, or the timer.
-        self._ignores = True
-        self.transport.write(response)
-        self._close_after(LINGER_SECONDS)
-
-    def _close_after(self, seconds: float) -> None:
-        if self.timeout_keep_alive_task:
-            self.timeout_keep_alive_task.cancel()
-        self.timeout_keep_alive_task = self.loop.call_later(
-            seconds, self.timeout_keep_alive_handler
-        )
-
-    def _unset_keepalive_if_required(self) -> None:
-        # uvicorn's timer ends with the first byte of a request, this one with the last of its head.
-        if self.transport.is_closing() or not self._idle:
-            super()._unset_keepalive_if_required()

@@ -8,7 +8,7 @@ from functools import partial
 
 import pytest
 
-from handler.worker import Work, do
+from handler.runner import Work, do
 
 ran: list[tuple[threading.Thread, float]] = []
 context = ContextVar("context", default="none")

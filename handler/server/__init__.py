@@ -1,23 +1,17 @@
-"""The server around the app: one process; uvicorn, where it is that, drains on SIGTERM."""
+"""The server around the app: what uvicorn alone does not do. Other servers are left as they are."""
 
 import asyncio
-import os
 import signal
-import socket
-import stat
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from types import FrameType
 from typing import Any
 
 from starlette.responses import Response
 
+from handler.server.descriptors import require
+from handler.server.one_process import is_only_process
 from handler.settings import InvalidSetting, Settings
-
-try:
-    import fcntl
-except ImportError:  # pragma: no cover
-    fcntl = None  # type: ignore[assignment]  # Windows
 
 HANG_SECONDS = 10
 """Seconds beyond a turn after which work that goes on at a shutdown is cancelled."""
@@ -38,11 +32,9 @@ def uvicorn_server() -> Any:
     return server if hasattr(server, "should_exit") else None
 
 
-def unfit(settings: Settings) -> str | None:
+def startup_error(settings: Settings) -> str | None:
     """Return in a line why this process should not serve, or None."""
     if uvicorn_server():
-        from handler.connections import require
-
         try:
             require(settings.max_waiting)
         except InvalidSetting as error:
@@ -55,55 +47,8 @@ def unfit(settings: Settings) -> str | None:
     return None
 
 
-def is_only_process() -> bool:
-    """Return whether no other process that called this shares a listening socket with this one.
-
-    A worker inherits the bound socket, by fork or by spawn, whichever server started it. POSIX
-    locks belong to a process and a file: one of all that share the socket gets its lock, and
-    keeps it until it exits, or closes a descriptor of that socket.
-    """
-    if fcntl is None:  # pragma: no cover
-        return True
-    for descriptor in bound_sockets():
-        try:
-            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        except OSError:  # pragma: no cover
-            pass  # a system that locks no sockets
-    return True
-
-
-def bound_sockets() -> Iterator[int]:
-    """Yield the descriptors of this process's stream sockets that can listen, or do."""
-    for name in os.listdir("/dev/fd"):
-        with suppress(OSError):  # the listing's own descriptor is closed by now
-            if not stat.S_ISSOCK(os.fstat(int(name)).st_mode):
-                continue
-            inherited = socket.socket(fileno=int(name))
-            try:
-                address = inherited.getsockname()
-                is_bound = address[1] if isinstance(address, tuple) else address
-                if (
-                    is_bound
-                    and inherited.type == socket.SOCK_STREAM
-                    and not is_connected(inherited)
-                ):
-                    yield int(name)
-            finally:
-                inherited.detach()
-
-
-def is_connected(connection: socket.socket) -> bool:
-    try:
-        connection.getpeername()
-    except OSError:
-        return False
-    return True
-
-
 @asynccontextmanager
-async def serving(
+async def lifespan(
     close: Callable[[], None], settings: Settings, rejection: Response
 ) -> AsyncIterator[None]:
     """Bound the server's connections, and call `close` in the event loop on SIGTERM and SIGINT.
@@ -129,9 +74,10 @@ async def serving(
             loop.call_soon_threadsafe(task.cancel)
 
     if server:
-        from handler.connections import bound  # with uvicorn, which the Lambda function has not
+        # Imported only here: it needs uvicorn, which the Lambda package lacks.
+        from handler.server.connection import limit_connections
 
-        bound(server.config, settings.max_waiting, rejection)
+        limit_connections(server.config, settings.max_waiting, rejection)
         if server.config.timeout_graceful_shutdown is None:
             server.config.timeout_graceful_shutdown = settings.work_seconds + HANG_SECONDS
         signal.signal(signal.SIGINT, stop)
