@@ -54,8 +54,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """Run in two processes, since most tests wait; against one service, in this one."""
-    return 0 if config.getoption("url") else 2
+    """Run the suite in two processes, since most tests wait; parts of it, or against one service, in
+    this one."""
+    return 0 if config.getoption("url") or config.getoption("file_or_dir") else 2
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
