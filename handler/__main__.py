@@ -1,9 +1,16 @@
 """`python -m handler`: serve with the settings of the environment or `.env`, in one worker."""
 
+import sys
+
 import uvicorn
 
 from handler.main import app, settings
+from handler.server.address import available
 
-# asyncio's loop accepts all new connections in an iteration, uvloop's accepts one: under overload
-# new clients would wait for seconds to be rejected.
-uvicorn.run(app, host=settings.hostname, port=settings.port, workers=1, loop="asyncio")
+try:
+    host = available(settings.hostname)
+except OSError as error:
+    print(f"handler: HOSTNAME={settings.hostname!r}: {error.strerror}", file=sys.stderr)
+    sys.exit(uvicorn.config.STARTUP_FAILURE)
+
+uvicorn.run(app, host=host, port=settings.port, workers=1, lifespan="on")

@@ -21,7 +21,6 @@ from handler.gate import (
     WaitTimeout,
 )
 from handler.runner import Work, do
-from handler.server import lifespan, startup_error
 from handler.settings import Settings
 from handler.work import work as default_work
 
@@ -51,7 +50,12 @@ class Error(BaseModel):
 RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "The work is done.",
-        "headers": {"Server-Timing": {"schema": {"type": "string"}}},
+        "headers": {
+            "Server-Timing": {
+                "description": "How long the request was queued, and worked on: milliseconds.",
+                "schema": {"type": "string"},
+            }
+        },
     },
     500: {
         "description": "The work failed.",
@@ -59,8 +63,16 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
         "model": Error,
     },
     503: {
-        "description": "The queue is full, the wait is over its limit, or a shutdown has begun.",
-        "headers": {"Retry-After": {"schema": {"type": "integer"}}},
+        "description": (
+            "The queue is full, the request waited too long, there are too many connections, or "
+            "the service is shutting down."
+        ),
+        "headers": {
+            "Retry-After": {
+                "description": "Seconds after which to try again.",
+                "schema": {"type": "integer"},
+            }
+        },
         "model": Error,
     },
 }
@@ -101,29 +113,48 @@ def create_app(settings: Settings, work: Work = default_work) -> FastAPI:
             headers={"Retry-After": str(seconds), **NO_STORE, **headers},
         )
 
-    full = unavailable(reasons[QueueFull])
-
     class Service(FastAPI):
+        lifespan_ran = False
+
         async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-            if scope["type"] == "lifespan" and (reason := startup_error(settings)):
-                await receive()
-                await send({"type": "lifespan.startup.failed", "message": reason})
-            elif gate.full and scope.get("path") == "/test" and scope.get("method") == "GET":
+            if scope["type"] == "lifespan":
+                # Imported only where there is a server, which there is not on Lambda.
+                from handler.server import startup_error
+
+                self.lifespan_ran = True
+                rejection = unavailable("Too many connections", Connection="close")
+                if reason := await startup_error(settings, gate.close, rejection):
+                    await receive()
+                    await send({"type": "lifespan.startup.failed", "message": reason})
+                    return
+            elif (
+                gate.full
+                and scope.get("method") == "GET"
+                and scope["path"] == f"{scope.get('root_path', '')}/test"
+            ):
                 # Under overload every turn and every new client waits for what rejections cost:
                 # this one comes before anything is made of the request.
-                await full(scope, receive, send)
-            else:
-                await super().__call__(scope, receive, send)
+                await unavailable(reasons[QueueFull])(scope, receive, send)
+                return
+            elif not self.lifespan_ran and "aws.event" not in scope:
+                from handler.server import warn_of_no_lifespan
+
+                self.lifespan_ran = True
+                warn_of_no_lifespan()
+            await super().__call__(scope, receive, send)
 
     app = Service(
         title="One at a time",
         description="Processes requests one at a time, in order of arrival.",
-        lifespan=lambda app: lifespan(
-            gate.close, settings, unavailable("Too many connections", Connection="close")
-        ),
+        version="1",
     )
 
-    @app.get("/test", operation_id="run_work", summary="Do the work", responses=RESPONSES)
+    @app.get(
+        "/test",
+        operation_id="run_work",
+        summary="Do the work",
+        responses=RESPONSES,
+    )
     async def test(request: Request, response: Response) -> Result:
         """Wait for all earlier requests, do the work and return how long both took.
 

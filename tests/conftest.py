@@ -54,8 +54,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """Run the suite in two processes, since most tests wait; parts of it, or against one service, in
-    this one."""
+    """Run the suite in two processes, since most tests wait; a part of it, or `--url`, in one."""
     return 0 if config.getoption("url") or config.getoption("file_or_dir") else 2
 
 

@@ -33,9 +33,9 @@ WORK_SECONDS = 0.2
 QUIET = (*UVICORN, "--no-access-log", "--loop", "uvloop", "handler.main:app")
 
 
-@pytest.fixture(scope="module", params=["h11", "httptools"])
+@pytest.fixture(scope="module", params=["asyncio", "uvloop"])
 def server(request: pytest.FixtureRequest) -> Iterator[Server]:
-    command = (*UVICORN, "--http", request.param, "handler.main:app")
+    command = (*UVICORN, "--loop", request.param, "handler.main:app")
     with serve(*command, WORK_SECONDS=str(WORK_SECONDS)) as server:
         yield server
 

@@ -1,26 +1,80 @@
-"""The server around the app: what uvicorn alone does not do. Other servers are left as they are."""
+"""The server around the app: what uvicorn alone does not do.
+
+Alone it starts as many processes, and accepts as many connections, as come; at a shutdown it works
+through the queue, and waits without limit for work that hangs. Of other servers than uvicorn, only
+the processes are counted.
+"""
 
 import asyncio
+import logging
 import signal
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+import socket
+from collections.abc import Callable
+from functools import partial
 from types import FrameType
 from typing import Any
 
 from starlette.responses import Response
 
-from handler.server.descriptors import require
-from handler.server.one_process import is_only_process
+from handler.server.descriptors import Acceptor, connection_limit
+from handler.server.exit import exit_after, is_command_line
+from handler.server.one_process import (
+    Address,
+    OtherProcess,
+    claim,
+    configured_addresses,
+    hand_over,
+    inherited_addresses,
+)
 from handler.settings import InvalidSetting, Settings
 
-HANG_SECONDS = 10
-"""Seconds beyond a turn after which work that goes on at a shutdown is cancelled."""
+logger = logging.getLogger("uvicorn.error")
 
-GRACE = 0.25
+HANG_SECONDS = 10
+"""On shutdown, work may run for a turn and this many seconds; then it is cancelled."""
+
+LEFTOVER_SECONDS = 2
+"""Seconds that threads and child processes which the work left have to end after a shutdown."""
+
+GRACE_SECONDS = 0.25
 """Seconds for which a server that shuts down still accepts connections, to reject their requests.
 
-The rest of a burst that is arriving gets a 503, where it would otherwise meet a closing socket.
+The rest of a burst that is arriving gets a 503, where it would otherwise meet a closed socket.
 """
+
+
+async def startup_error(
+    settings: Settings, close: Callable[[], None], rejection: Response
+) -> str | None:
+    """Make the server that is starting keep the promises; return in a line why it cannot, or None.
+
+    `close` is called when it begins to shut down: the app then rejects all that wait or arrive.
+    `rejection` is the response to clients beyond the limit on connections.
+    """
+    try:
+        server = uvicorn_server()
+        addresses = await claim_addresses(server, settings)
+        if server:
+            acceptor = limit_connections(server, settings, rejection)
+            Draining(server, settings, acceptor, close, addresses)
+    except (InvalidSetting, OtherProcess) as error:
+        return f"handler: {error}"
+    except Exception as error:  # whatever it is: a check that cannot be made counts as failed
+        return f"handler: cannot tell whether requests would be processed one at a time: {error!r}"
+    return None
+
+
+def warn_of_no_lifespan() -> None:
+    """Log what is missing where a server serves the app, but did not run its lifespan."""
+    try:
+        is_served = bool(inherited_addresses())
+    except OSError:
+        is_served = True  # more likely than a test that lists no sockets
+    if is_served:
+        logger.warning(
+            "The app's lifespan was not run (--lifespan off, or mounted in another app): nothing "
+            "stops a second process, limits connections, or rejects the queue on shutdown."
+        )
 
 
 def uvicorn_server() -> Any:
@@ -32,54 +86,97 @@ def uvicorn_server() -> Any:
     return server if hasattr(server, "should_exit") else None
 
 
-def startup_error(settings: Settings) -> str | None:
-    """Return in a line why this process should not serve, or None."""
-    if uvicorn_server():
-        try:
-            require(settings.max_waiting)
-        except InvalidSetting as error:
-            return f"handler: {error}"
-    if not is_only_process():
-        return (
-            "handler: refusing to start a second process on one socket: they would process several "
-            "requests at once; start one worker (--workers 1, and unset WEB_CONCURRENCY)"
-        )
-    return None
+async def claim_addresses(server: Any, settings: Settings) -> set[Address]:
+    """Claim the addresses that this process serves, and return them.
 
-
-@asynccontextmanager
-async def lifespan(
-    close: Callable[[], None], settings: Settings, rejection: Response
-) -> AsyncIterator[None]:
-    """Bound the server's connections, and call `close` in the event loop on SIGTERM and SIGINT.
-
-    `rejection` is the response to clients whose connections exceed the bound.
-    `GRACE` seconds after the signal uvicorn begins to exit, which it does, with status 0, when
-    every request is answered. Work that goes on a turn and `HANG_SECONDS` later is cancelled, or
-    when `--timeout-graceful-shutdown` says so; by a second SIGINT, immediately. A third is
-    uvicorn's own to handle.
-    Servers other than uvicorn are left as they are.
+    uvicorn's command line tells them. Otherwise they are those of the sockets that the process has
+    inherited, or if there is none, those that uvicorn is going to bind.
     """
-    loop = asyncio.get_running_loop()
-    server = uvicorn_server()
+    configured = configured_addresses(server.config) if server else set()
+    if configured and is_command_line():
+        addresses, hint = configured, ""
+    else:
+        addresses = inherited_addresses() or configured
+        hint = "; or do not pass another service's socket on to this process"
+    await claim(addresses, settings.work_seconds + HANG_SECONDS, hint)
+    return addresses
 
-    def stop(signum: int, frame: FrameType | None) -> None:
-        signal.signal(signal.SIGINT, force)
-        loop.call_soon_threadsafe(close)
-        loop.call_soon_threadsafe(loop.call_later, GRACE, setattr, server, "should_exit", True)
 
-    def force(signum: int, frame: FrameType | None) -> None:
-        signal.signal(signal.SIGINT, server.handle_exit)
-        for task in server.server_state.tasks:
-            loop.call_soon_threadsafe(task.cancel)
+def limit_connections(server: Any, settings: Settings, rejection: Response) -> Acceptor:
+    """Limit the connections of a uvicorn server that is about to listen.
 
-    if server:
-        # Imported only here: it needs uvicorn, which the Lambda package lacks.
-        from handler.server.connection import limit_connections
+    Raises `InvalidSetting` when the limit on open files, or another HTTP parser, does not allow it.
+    """
+    # Imported only here: other servers do without uvicorn.
+    from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-        limit_connections(server.config, settings.max_waiting, rejection)
+    from handler.server.connection import Connection
+
+    if server.config.http_protocol_class is not HttpToolsProtocol:
+        raise InvalidSetting(
+            f"--http {server.config.http}: only httptools lets the size and time of a request's "
+            "head be limited; install it (pip install httptools), and drop the option"
+        )
+    acceptor = Acceptor(server, connection_limit(settings.max_waiting), rejection)
+    server.config.http_protocol_class = partial(Connection, idle=acceptor.idle)
+    return acceptor
+
+
+class Draining:
+    """A uvicorn server's shutdown, whatever begins it: a signal, or `--limit-max-requests`.
+
+    The gate closes, and `GRACE_SECONDS` later uvicorn shuts down: it exits, with status 0, once
+    every request has its response. Work that is still running a turn and `HANG_SECONDS` later (or
+    after `--timeout-graceful-shutdown`) is cancelled; on a second SIGINT, immediately. uvicorn
+    handles a third. What the work left has `LEFTOVER_SECONDS` more.
+    """
+
+    def __init__(
+        self,
+        server: Any,
+        settings: Settings,
+        acceptor: Acceptor,
+        close: Callable[[], None],
+        addresses: set[Address],
+    ) -> None:
+        self._server = server
+        self._acceptor = acceptor
+        self._close = close
+        self._addresses = addresses
+        self._loop = asyncio.get_running_loop()
         if server.config.timeout_graceful_shutdown is None:
             server.config.timeout_graceful_shutdown = settings.work_seconds + HANG_SECONDS
-        signal.signal(signal.SIGINT, stop)
-        signal.signal(signal.SIGTERM, stop)
-    yield
+        self._uvicorn = server.main_loop, server.shutdown
+        server.main_loop, server.shutdown = self._main_loop, self._shutdown
+        signal.signal(signal.SIGINT, self._stop)
+        signal.signal(signal.SIGTERM, self._stop)
+
+    async def _main_loop(self) -> None:
+        self._acceptor.start()
+        main_loop, _ = self._uvicorn
+        await main_loop()
+        self._begin()
+        await asyncio.sleep(GRACE_SECONDS)
+
+    async def _shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        _, shutdown = self._uvicorn
+        await shutdown(sockets)
+        exit_after(LEFTOVER_SECONDS)
+
+    def _begin(self) -> None:
+        self._close()
+        hand_over(self._addresses)
+
+    def _stop(self, signum: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGINT, self._force)
+        self._loop.call_soon_threadsafe(self._begin)
+        self._server.should_exit = True
+        # For work that blocks the event loop, or swallows its cancellation.
+        limit = self._server.config.timeout_graceful_shutdown
+        exit_after(GRACE_SECONDS + limit + 2 * LEFTOVER_SECONDS)
+
+    def _force(self, signum: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGINT, self._server.handle_exit)
+        for task in self._server.server_state.tasks:
+            self._loop.call_soon_threadsafe(task.cancel)
+        exit_after(2 * LEFTOVER_SECONDS)

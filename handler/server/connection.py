@@ -1,32 +1,30 @@
-"""One connection: how long and how much a client may take to send a request.
+"""One connection: how long a client may take to send a request, and how much it may send.
 
-What is relied on of uvicorn's protocol stands in `Connection`, and nowhere else.
+uvicorn by httptools bounds neither the size of a request's head nor the time that it takes, stops
+watching a client that sends its next request too early, and waits without limit for one that does
+not read its response. What is relied on of uvicorn's protocol stands here, and nowhere else.
 """
 
 import asyncio
-from functools import partial
+from math import inf
 from typing import Any
 
-from starlette.responses import Response
-from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from handler.server.descriptors import Overflow, require
-
 HEAD_SECONDS = 10
-"""Seconds that a connection has to send the head of its next request.
+"""Seconds from the first byte of a request's head to its last, and without a request at first.
 
 nginx's name for it is client_header_timeout, Node's headersTimeout, HAProxy's timeout http-request.
 """
 
 HEAD_BYTES = 65536
-"""How long a request's head may be, as in h11."""
+"""Maximum size of a request's head, as in h11."""
 
 HEADERS = 100
-"""How many headers a request may have, as in Apache and gunicorn."""
+"""Maximum number of headers, as in Apache and gunicorn."""
 
-LINGER_SECONDS = 1.0
-"""Seconds for which a rejected client may read why, until its connection is closed."""
+LINGER_SECONDS = 1
+"""How long a client has to read its response after a bad request or at a shutdown."""
 
 BAD_REQUEST = (
     b"HTTP/1.1 400 Bad Request\r\n"
@@ -40,19 +38,23 @@ class BadRequest(Exception):
 
 
 class Connection(HttpToolsProtocol):
-    """uvicorn's, with bounds on how long and how much a client may take to send a request.
+    """uvicorn's, with limits on a request's head, and a client that is watched until its response.
 
-    A request that is sent before the one ahead of it is answered is dropped, and the connection
-    closes after that response: simultaneous requests have a connection each.
-    A client that does not read its responses is cut off.
+    `idle` has the transport while there is no request, and since when on the event loop's clock.
+    What a client sends before its response is kept, if it is no longer than a head, until then;
+    pipelined requests, several in a packet, are dropped and the connection closes, since
+    simultaneous requests have a connection each.
     """
 
-    def __init__(self, *args: Any, overflow: Overflow, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, idle: dict[asyncio.Transport, float], **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        # uvicorn's 5 s are too short for proxies, which keep connections for longer.
         self.timeout_keep_alive = max(HEAD_SECONDS, self.timeout_keep_alive)
-        self._overflow = overflow
+        self._idle_since = idle
         self._ignores = False
         self._unparsed = 0
+        self._early = b""
+        self._unsent: float = inf
 
     @property
     def _idle(self) -> bool:
@@ -60,19 +62,21 @@ class Connection(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._close_after(self.timeout_keep_alive)
-        if len(self.connections) > self._overflow.connections and not self._overflow.make_room():
-            self._overflow.log()
-            self._reject(self._overflow.response)
-        self._overflow.idle[self] = self.loop.time()
+        self._idle_since[transport] = self.loop.time()
+        self._close_after(HEAD_SECONDS)
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
-        self._overflow.idle.pop(self, None)
+        self._idle_since.pop(self.transport, None)
         self._unset_keepalive_if_required()
 
     def data_received(self, data: bytes) -> None:
         if self._ignores:
+            return
+        if not self._idle and not self.cycle.more_body:
+            self._early += data
+            if len(self._early) > HEAD_BYTES:
+                self._ignore()
             return
         self._unparsed += len(data)
         super().data_received(data)
@@ -83,6 +87,7 @@ class Connection(HttpToolsProtocol):
         if not self._idle:
             raise BadRequest
         super().on_message_begin()
+        self._close_after(HEAD_SECONDS)
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if len(self.headers) == HEADERS:
@@ -94,34 +99,62 @@ class Connection(HttpToolsProtocol):
             raise BadRequest
         self._unparsed = 0
         super().on_headers_complete()
-        self._overflow.idle.pop(self, None)
+        self._idle_since.pop(self.transport, None)
         self._unset_keepalive_if_required()
 
     def on_body(self, body: bytes) -> None:
         self._unparsed = 0
         super().on_body(body)
+        if self.cycle.response_complete:
+            self._close_after(self.timeout_keep_alive)
 
     def on_response_complete(self) -> None:
+        super()._unset_keepalive_if_required()
         super().on_response_complete()
-        self._overflow.idle[self] = self.loop.time()
-        if self.transport.get_write_buffer_size():  # the kernel's is full of what was not read
-            self.transport.abort()
+        self._idle_since[self.transport] = self.loop.time()
+        self._unsent = inf
+        if self.transport.is_closing():
+            self._close_after(self.timeout_keep_alive)
+        elif self._early:
+            early, self._early = self._early, b""
+            self.data_received(early)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._unsent = inf
+        self._close_after(self.timeout_keep_alive)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._unset_keepalive_if_required()
+
+    def shutdown(self) -> None:
+        super().shutdown()
+        self.timeout_keep_alive = LINGER_SECONDS
+        if self._idle:
+            self._close_after(LINGER_SECONDS)
 
     def send_400_response(self, msg: str) -> None:
         if self._idle:
-            self._reject(BAD_REQUEST)
-        else:
             self._ignores = True
-            self.cycle.keep_alive = False
+            # Closing with unread data would truncate the response: let the client close.
+            self.transport.write(BAD_REQUEST)
+            self._close_after(LINGER_SECONDS)
+        else:
+            self._ignore()
 
     def timeout_keep_alive_handler(self) -> None:
-        self.transport.abort()
+        unsent = self.transport.get_write_buffer_size()
+        if 0 < unsent < self._unsent:  # the client is slow, but it reads
+            self._unsent = unsent
+            self._close_after(self.timeout_keep_alive)
+        else:
+            self.transport.abort()
 
-    def _reject(self, response: bytes) -> None:
-        # Closing with something unread would cut the response: the client closes, or the timer.
+    def _ignore(self) -> None:
+        """Drop what the client sends from now on, and close the connection after the response."""
         self._ignores = True
-        self.transport.write(response)
-        self._close_after(LINGER_SECONDS)
+        self.cycle.keep_alive = False
 
     def _close_after(self, seconds: float) -> None:
         if self.timeout_keep_alive_task:
@@ -134,14 +167,3 @@ class Connection(HttpToolsProtocol):
         # uvicorn's timer ends with the first byte of a request, this one with the last of its head.
         if self.transport.is_closing() or not self._idle:
             super()._unset_keepalive_if_required()
-
-
-def limit_connections(config: Config, max_waiting: int, rejection: Response) -> None:
-    """Limit the connections of the uvicorn server that is about to start with `config`.
-
-    `rejection` is what clients beyond the bound get. Another protocol than httptools' is left as
-    it is. Raises `InvalidSetting`.
-    """
-    overflow = Overflow(require(max_waiting), rejection)
-    if config.http_protocol_class is HttpToolsProtocol:
-        config.http_protocol_class = partial(Connection, overflow=overflow)  # type: ignore[assignment]

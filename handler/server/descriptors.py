@@ -1,15 +1,14 @@
-"""As many connections as there are file descriptors.
+"""As many connections as there are file descriptors, and some descriptors left for the work.
 
-Where none is left, asyncio lets clients wait without a word; here they get a rejection, or the
-place of a connection that has no request.
+An event loop accepts whoever comes, until the work cannot open a file. Then asyncio stops listening
+for a second (python/cpython#151615), and uvloop closes new connections without a response. So the
+connections are accepted here: each client gets one, or a response that says why not.
 """
 
 import asyncio
-import errno
 import logging
 import os
 import socket
-from asyncio.trsock import TransportSocket
 from contextlib import suppress
 from math import inf
 from typing import Any
@@ -23,129 +22,222 @@ try:
 except ImportError:  # pragma: no cover
     resource = None  # type: ignore[assignment]  # Windows: sockets are no file descriptors there
 
-OPEN_MAX = 10240
-"""The highest limit that macOS takes, where it says that there is none."""
+OPEN_FILES = 10240
+"""The limit on open files to ask for, which is macOS's real maximum.
+
+The programs that the work starts inherit it, and older ones close that many descriptors singly.
+"""
+
+ACCEPTED_AT_ONCE = 64
+"""Most clients to accept or reject in an iteration of the event loop."""
 
 IDLE_SECONDS = 0.5
 """Seconds after which a connection without a request makes room for a new one, if need be."""
 
-REJECTED_AT_ONCE = 64
-"""How many clients are rejected in an iteration of the event loop, which has other things to do."""
+LINGER_SECONDS = 1.0
+"""How long a rejected client has to send its request, and then to read the response."""
+
+PAUSE_SECONDS = 0.1
+"""Seconds without accepting, when the work has taken every descriptor."""
+
+REQUEST_BYTES = 65536
+"""How much of a rejected request is read: closing with a byte unread would cut the response."""
 
 LOG_SECONDS = 60.0
-"""Seconds from one line of the log to the next, however many connections are rejected."""
+"""Minimum seconds between log lines about rejections."""
 
 logger = logging.getLogger("uvicorn.error")
 
 
-def raise_limit() -> int:
-    """Raise the soft limit on open files to the hard one, and return it."""
-    if resource is None:  # pragma: no cover
-        return OPEN_MAX
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    limit = OPEN_MAX if hard == resource.RLIM_INFINITY else hard
-    if soft == resource.RLIM_INFINITY:
-        return limit
-    if soft < limit:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
-    return max(soft, limit)
+def reserve(limit: int) -> int:
+    """Return how many of `limit` descriptors are not for connections: an eighth, from 16 to 64."""
+    return max(16, min(64, limit // 8))
 
 
-def require(max_waiting: int) -> int:
-    """Return how many connections there may be: those of `max_waiting` clients and more.
+def connection_limit(max_waiting: int) -> int:
+    """Return how many connections there may be, more than `max_waiting`.
 
-    An eighth of the file descriptors, at least 16 and at most 64, is left for files and the work.
-    Raises `InvalidSetting` when they are too few.
+    Raises the soft limit on open files, to what `max_waiting` needs or to `OPEN_FILES`.
+    Raises `InvalidSetting` when the hard limit is too low for `max_waiting`.
     """
-    limit = raise_limit()
-    connections = limit - max(16, min(64, limit // 8))
+    limit = wanted = max(OPEN_FILES, max_waiting + 1 + reserve(OPEN_FILES))
+    if resource:
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if soft != resource.RLIM_INFINITY:
+            limit = max(soft, wanted if hard == resource.RLIM_INFINITY else min(wanted, hard))
+            resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+    connections = limit - reserve(limit)
     if max_waiting >= connections:
         raise InvalidSetting(
-            f"MAX_WAITING={max_waiting}: must be below {connections} where {limit} files may be "
-            "open: lower it, or raise that limit (ulimit -Hn)"
+            f"MAX_WAITING={max_waiting}: must be below {connections} at a limit of {limit} open "
+            "files; lower it, or raise the limit (ulimit -Hn)"
         )
     return connections
 
 
-class Overflow:
-    """What clients beyond `connections` get: a rejection, immediately, or the place of an idle one.
+class Acceptor:
+    """Accepts connections for a uvicorn server, in place of the event loop: at most `limit`.
 
-    To be made in the running event loop. `idle` are the connections without a request, and since
-    when, the oldest first.
+    At the limit, the connection that has been idle for longest makes room for a new one; if none
+    is idle, the new client gets `rejection` immediately.
+    `idle` are the connections without a request, the oldest first, and since when they are.
+    uvicorn closes it like the servers that an event loop makes.
     """
 
-    def __init__(self, connections: int, rejection: Response) -> None:
-        self.connections = connections
-        self.response = b"HTTP/1.1 %d Service Unavailable\r\n%b\r\n%b" % (
+    def __init__(self, server: Any, limit: int, rejection: Response) -> None:
+        """Create it in the running event loop, before `server` starts to listen."""
+        self.idle: dict[asyncio.Transport, float] = {}
+        self.rejection = b"HTTP/1.1 %d Service Unavailable\r\n%b\r\n%b" % (
             rejection.status_code,
             b"".join(b"%b: %b\r\n" % header for header in rejection.raw_headers),
             bytes(rejection.body),
         )
-        self.idle: dict[Any, float] = {}
-        self._paused: set[int] = set()
-        self._logs_again: float = -inf
-        self._loop = asyncio.get_running_loop()
-        self._handle_others = self._loop.get_exception_handler()
-        self._loop.set_exception_handler(self._handle)
+        self.sockets: set[socket.socket] = set()
+        self._server = server
+        self._limit = limit
+        self._most_lingering = reserve(limit) // 4
+        self._opening: dict[asyncio.Protocol, asyncio.Task[None]] = {}
+        self._lingering: set[socket.socket] = set()
         self._spare = os.open(os.devnull, os.O_RDONLY)
+        self._logs_again = -inf
+        self._loop = asyncio.get_running_loop()
+        # Until `start` the event loop accepts, as many in an iteration as the backlog has.
+        self._backlog, server.config.backlog = server.config.backlog, 1
 
-    def log(self) -> None:
-        """Say that a client was rejected, unless that was said within the last minute."""
-        if self._loop.time() >= self._logs_again:
-            self._logs_again = self._loop.time() + LOG_SECONDS
-            logger.warning(
-                "Rejecting connections beyond %d: no more files may be open (ulimit -Hn)",
-                self.connections,
-            )
+    def start(self) -> None:
+        """Take over the sockets on which the server listens."""
+        for server in self._server.servers:
+            originals = [original.fileno() for original in server.sockets]
+            listeners = [socket.socket(fileno=os.dup(original)) for original in originals]
+            # uvloop has no reader to remove: it accepts until the server is closed.
+            removed = [self._loop.remove_reader(original) for original in originals]
+            if not all(removed):
+                close_but_keep_path(server, listeners[0].getsockname())
+            self.sockets.update(listeners)
+        for listener in self.sockets:
+            listener.setblocking(False)
+            listener.listen(self._backlog)
+            self._listen(listener)
+        self._server.servers.append(self)
 
-    def make_room(self) -> bool:
+    def close(self) -> None:
+        """Stop listening."""
+        for listener in self.sockets:
+            self._loop.remove_reader(listener)
+            listener.close()
+        self.sockets.clear()
+
+    async def wait_closed(self) -> None:
+        """Return once the last rejected client had its time."""
+        await asyncio.sleep(LINGER_SECONDS if self._lingering else 0)
+
+    def _listen(self, listener: socket.socket) -> None:
+        if listener in self.sockets:
+            self._loop.add_reader(listener, self._accept, listener)
+
+    def _accept(self, listener: socket.socket) -> None:
+        connections = self._server.server_state.connections
+        for _ in range(ACCEPTED_AT_ONCE):
+            full = len(connections) + len(self._opening.keys() - connections) >= self._limit
+            if full and self._evict_idle():
+                return  # its descriptor is free in the next iteration
+            try:
+                client, _ = listener.accept()
+            except (BlockingIOError, ConnectionAbortedError):
+                return
+            except OSError:
+                if not self._reject_by_spare(listener):
+                    return
+                continue
+            if full:
+                self._reject(client, may_linger=len(self._lingering) < self._most_lingering)
+            else:
+                protocol = self._make_protocol()
+                self._opening[protocol] = self._loop.create_task(self._open(protocol, client))
+
+    def _make_protocol(self) -> asyncio.Protocol:
+        protocol: asyncio.Protocol = self._server.config.http_protocol_class(
+            config=self._server.config,
+            server_state=self._server.server_state,
+            app_state=self._server.lifespan.state,
+            _loop=self._loop,
+        )
+        return protocol
+
+    async def _open(self, protocol: asyncio.Protocol, client: socket.socket) -> None:
+        ssl = self._server.config.ssl
+        try:
+            await self._loop.connect_accepted_socket(lambda: protocol, client, ssl=ssl)
+        except OSError:
+            pass  # the client disconnected meanwhile, or did not speak TLS
+        finally:
+            del self._opening[protocol]
+
+    def _evict_idle(self) -> bool:
         """Cut off the connection that has been idle for longest; return whether there was one."""
         oldest = next(iter(self.idle), None)
         if oldest is None or self._loop.time() - self.idle[oldest] < IDLE_SECONDS:
             return False
         del self.idle[oldest]
-        oldest.transport.abort()
+        oldest.abort()
         return True
 
-    def _handle(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        error = context.get("exception")
-        if "socket" in context and getattr(error, "errno", None) in (
-            errno.EMFILE,
-            errno.ENFILE,
-        ):
-            # Where no descriptor is left, asyncio says so for each client, stops listening for a
-            # second and lets them wait (python/cpython#151615). Until then, this listens.
-            listener = context["socket"]
-            if listener.fileno() not in self._paused:
-                self._paused.add(listener.fileno())
-                self._reject_waiting(listener)
-                loop.call_soon(self._listen, listener, listener.fileno())
-        elif "_start_serving" in context["message"] and isinstance(error, ValueError):
-            pass  # the second is over, and the server has closed
-        elif self._handle_others:
-            self._handle_others(loop, context)
-        else:
-            loop.default_exception_handler(context)
-
-    def _listen(self, listener: TransportSocket, descriptor: int) -> None:
-        self._paused.discard(descriptor)
-        if listener.fileno() == descriptor:  # else it is closed by now
-            self._loop.add_reader(descriptor, self._reject_waiting, listener)
-
-    def _reject_waiting(self, listener: TransportSocket) -> None:
-        self.log()
-        with suppress(OSError):  # if a thread of the work's took it the last time
+    def _reject_by_spare(self, listener: socket.socket) -> bool:
+        """Reject a client for whom the work has left no descriptor; return whether one was."""
+        rejected = False
+        with suppress(OSError):  # there is no spare one, or no client
             os.close(self._spare)
-        self._spare = -1
-        accepting = socket.socket(fileno=listener.fileno())
-        with suppress(OSError):  # no client is waiting
-            for _ in range(REJECTED_AT_ONCE):
-                client, _ = accepting.accept()
-                with client, suppress(OSError):
-                    client.setblocking(False)
-                    client.send(self.response)
-                    client.shutdown(socket.SHUT_WR)
-                    client.recv(65536)  # closing with a request unread would cut the response
-        accepting.detach()
-        with suppress(OSError):
+            self._reject(listener.accept()[0], may_linger=False)
+            rejected = True
+        try:
             self._spare = os.open(os.devnull, os.O_RDONLY)
+        except OSError:  # a thread of the work was faster: wait until it has closed something
+            self._spare = -1
+            self._loop.remove_reader(listener)
+            self._loop.call_later(PAUSE_SECONDS, self._listen, listener)
+            return False
+        return rejected
+
+    def _reject(self, client: socket.socket, may_linger: bool) -> None:
+        self._log()
+        client.setblocking(False)
+        try:
+            client.send(self.rejection)
+            client.shutdown(socket.SHUT_WR)
+            client.recv(REQUEST_BYTES)
+        except BlockingIOError:
+            if may_linger:
+                self._lingering.add(client)
+                self._loop.add_reader(client, self._close, client)
+                self._loop.call_later(LINGER_SECONDS, self._close, client)
+                return
+        except OSError:
+            pass  # the client disconnected
+        client.close()
+
+    def _close(self, client: socket.socket) -> None:
+        if client in self._lingering:
+            self._lingering.discard(client)
+            self._loop.remove_reader(client)
+            with suppress(OSError):
+                client.recv(REQUEST_BYTES)
+            client.close()
+
+    def _log(self) -> None:
+        """Log that clients are rejected, unless that was logged within the last minute."""
+        if self._loop.time() >= self._logs_again:
+            self._logs_again = self._loop.time() + LOG_SECONDS
+            logger.warning(
+                "Too many connections: rejecting those beyond %d (limit on open files, ulimit -Hn)",
+                self._limit,
+            )
+
+
+def close_but_keep_path(server: asyncio.Server, address: object) -> None:
+    """Close a server whose socket lives on in a duplicate: uvloop would unlink a Unix socket."""
+    if isinstance(address, str) and address:
+        os.rename(address, f"{address}.moved")
+        server.close()
+        os.rename(f"{address}.moved", address)
+    else:
+        server.close()

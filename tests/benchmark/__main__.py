@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from itertools import pairwise
 
-from handler.server.descriptors import require
+from handler.server.descriptors import connection_limit
 from tests.benchmark.contenders import CONTENDERS, Contender, Running
 from tests.support.assertions import is_short
 from tests.support.clients import Client, Response
@@ -173,5 +173,5 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    require(AMPLE)  # raises the limit on open files, which the servers inherit
+    connection_limit(AMPLE)  # raises the limit on open files, which the servers inherit
     asyncio.run(main())

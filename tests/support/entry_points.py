@@ -98,9 +98,9 @@ def asgi(work: Work) -> Iterator[EntryPoint]:
 
 
 @contextmanager
-def uvicorn(loop: str, http: str) -> Iterator[EntryPoint]:
-    """A real server, on one of uvicorn's event loops and HTTP parsers."""
-    command = (*UVICORN, "--loop", loop, "--http", http, "handler.main:app")
+def uvicorn(loop: str) -> Iterator[EntryPoint]:
+    """A real server, on one of uvicorn's event loops."""
+    command = (*UVICORN, "--loop", loop, "handler.main:app")
     with (
         serve(*command, WORK_SECONDS=str(SERVER_WORK_SECONDS)) as server,
         asyncio.Runner() as runner,
@@ -201,8 +201,8 @@ def running(url: str) -> Iterator[EntryPoint]:
 LOCAL = [
     pytest.param(partial(asgi, asyncio.sleep), id="asgi"),
     pytest.param(partial(asgi, time.sleep), id="asgi-thread"),
-    pytest.param(partial(uvicorn, "asyncio", "h11"), id="uvicorn-asyncio"),
-    pytest.param(partial(uvicorn, "uvloop", "httptools"), id="uvicorn-uvloop"),
+    pytest.param(partial(uvicorn, "asyncio"), id="uvicorn-asyncio"),
+    pytest.param(partial(uvicorn, "uvloop"), id="uvicorn-uvloop"),
     pytest.param(partial(function, lambda_entry, timestamped_by_gateway), id="lambda"),
     pytest.param(partial(function, lambda_entry, timestamped_by_clock), id="lambda-sam-local"),
     pytest.param(

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-STARTED = re.compile(r"Uvicorn running on (http://\S+)")
+STARTED = re.compile(r"Uvicorn running on (?:unix socket )?(\S+)")
 ROOT = Path(__file__).parents[2]
 LIMIT = 30.0
 """Seconds after which a server that does not start or shut down fails the test."""
