@@ -4,6 +4,7 @@ import asyncio
 import logging
 import math
 import time
+from contextlib import suppress
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -20,7 +21,7 @@ from handler.gate import (
     Rejected,
     WaitTimeout,
 )
-from handler.runner import Work, do
+from handler.runner import Runner, Work
 from handler.settings import Settings
 from handler.work import work as default_work
 
@@ -38,6 +39,7 @@ class Result(BaseModel):
         description="Seconds from the arrival of the request to the end of its work.",
         examples=[6.001],
     )
+    result: Any = Field(default=None, description="What the work returned, if anything.")
 
 
 class Error(BaseModel):
@@ -80,24 +82,23 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
 
 async def disconnected(receive: Receive) -> None:
     """Return when the client has disconnected; the request's body is read and dropped."""
-    while (await receive())["type"] != "http.disconnect":
-        pass
+    with suppress(Exception):  # a middleware's, such as a limit on the body
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        return
+    await asyncio.Event().wait()
 
 
-def log_disconnect(request: Request, waited: float, begun: bool) -> None:
+def log_disconnect(request: Request, when: str) -> None:
     """Log a request that ends without a response: the access log has only the others."""
-    logger.info(
-        '%s - "GET %s" disconnected after waiting %.3f s; its turn had %s',
-        ":".join(map(str, request.client or ())),
-        request.url.path,
-        waited,
-        "begun" if begun else "not begun",
-    )
+    client = ":".join(map(str, request.client or ()))
+    logger.info('%s - "GET %s" client disconnected %s', client, request.url.path, when)
 
 
 def create_app(settings: Settings, work: Work = default_work) -> FastAPI:
     """Make the service around `work`, with a gate of its own."""
     gate = Gate(settings.work_seconds, settings.max_waiting, settings.max_wait_seconds)
+    runner = Runner(work)
     reasons = {
         QueueFull: f"The queue is full ({settings.max_waiting} waiting)",
         WaitTimeout: f"The request waited for more than {settings.max_wait_seconds or 0:g} s",
@@ -154,6 +155,7 @@ def create_app(settings: Settings, work: Work = default_work) -> FastAPI:
         operation_id="run_work",
         summary="Do the work",
         responses=RESPONSES,
+        response_model_exclude_defaults=True,
     )
     async def test(request: Request, response: Response) -> Result:
         """Wait for all earlier requests, do the work and return how long both took.
@@ -168,18 +170,18 @@ def create_app(settings: Settings, work: Work = default_work) -> FastAPI:
         gone = asyncio.create_task(disconnected(request.receive))
         try:
             async with gate.turn(arrived, gone) as turn:
-                await do(work, settings.work_seconds)
+                value = await runner.run(settings.work_seconds)
         finally:
             if gone.done():
-                waited = (turn.began if turn else time.monotonic()) - arrived
-                log_disconnect(request, waited, begun=turn is not None)
+                waited = f"after {time.monotonic() - arrived:.3f} s in the queue"
+                log_disconnect(request, "while its work was running" if turn else waited)
             gone.cancel()
         response.headers.update(NO_STORE)
         response.headers["Server-Timing"] = (
             f"queue;dur={1e3 * (turn.began - turn.arrived):.3f}, "
             f"work;dur={1e3 * (turn.ended - turn.began):.3f}"
         )
-        return Result(elapsed=turn.elapsed)
+        return Result(elapsed=turn.elapsed, result=value)
 
     @app.exception_handler(Rejected)
     async def rejected(request: Request, error: Rejected) -> Response:

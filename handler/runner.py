@@ -1,44 +1,79 @@
-"""How the work runs: an `async def` in the event loop, a plain `def` in a thread."""
+"""How the work runs: an `async def` in the event loop, a plain `def` in a thread of its own.
+
+The thread is always the same one: a library that belongs to the thread that opened it, such as
+sqlite3, works, and two calls never overlap, even if a request is cancelled while its work goes on.
+"""
 
 import asyncio
 import inspect
+import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextvars import copy_context
+from functools import partial
+from queue import SimpleQueue
 from threading import Thread
-from typing import Any
 
 Work = Callable[[float], object]
 
 
-async def do(work: Work, seconds: float) -> None:
-    """Call `work(seconds)` and wait for its end; raises what it raises.
-
-    When this is cancelled, an `async def` is, too; a thread goes on, and nothing waits for it.
-    """
-    call = getattr(work, "__call__", work)  # noqa: B004 - an object's, if it is no function
-    if inspect.iscoroutinefunction(work) or inspect.iscoroutinefunction(call):
-        result = work(seconds)
-    else:
-        result = await _in_thread(work, seconds)
-    if inspect.isawaitable(result):
-        await result
+class WorkFailed(Exception):
+    """Raised in place of what the work raised, where that would end more than a request."""
 
 
-async def _in_thread(work: Work, seconds: float) -> object:
-    # Not by run_in_threadpool or asyncio.to_thread: their threads, when they hang, keep the process
-    # from exiting.
-    outcome: Future[tuple[Any, BaseException | None]] = Future()
-    outcome.set_running_or_notify_cancel()
+class Runner:
+    """Runs one app's work."""
 
-    def run() -> None:
+    def __init__(self, work: Work) -> None:
+        call = getattr(work, "__call__", work)  # noqa: B004 - an object's, if it is no function
+        self._work = work
+        self._blocks = not (inspect.iscoroutinefunction(work) or inspect.iscoroutinefunction(call))
+        self._calls: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._thread: Thread | None = None
+        weakref.finalize(self, self._calls.put, None)
+
+    async def run(self, seconds: float) -> object:
+        """Call the work with `seconds`, wait for its end and return its value.
+
+        Raises what it raises, or `WorkFailed`. When this is cancelled, an `async def` is, too; a
+        thread goes on, nothing but the next call waits for it, and it does not keep the process.
+        """
+        value = await self._in_thread(seconds) if self._blocks else self._work(seconds)
+        if not inspect.isawaitable(value):
+            return value
         try:
-            outcome.set_result((work(seconds), None))
+            return await value
+        except (Exception, GeneratorExit):
+            raise
         except BaseException as error:
-            outcome.set_result((None, error))
+            task = asyncio.current_task()
+            if isinstance(error, asyncio.CancelledError) and task and task.cancelling():
+                raise
+            raise WorkFailed(repr(error)) from error
 
-    Thread(target=copy_context().run, args=[run], name="work", daemon=True).start()
-    result, error = await asyncio.wrap_future(outcome)
-    if error:
-        raise error  # here: a future takes no StopIteration
-    return result
+    async def _in_thread(self, seconds: float) -> object:
+        if self._thread is None:
+            # Executors' threads, when they hang, keep the process from exiting.
+            self._thread = Thread(target=_serve, args=[self._calls], name="work", daemon=True)
+            self._thread.start()
+        done: Future[object] = Future()
+        done.set_running_or_notify_cancel()
+        self._calls.put(partial(copy_context().run, self._call, seconds, done))
+        return await asyncio.wrap_future(done)
+
+    def _call(self, seconds: float, done: Future[object]) -> None:
+        try:
+            done.set_result(self._work(seconds))
+        except BaseException as error:
+            if isinstance(error, Exception) and not isinstance(error, StopIteration):
+                done.set_exception(error)
+            else:
+                failed = WorkFailed(repr(error))
+                failed.__cause__ = error
+                done.set_exception(failed)
+
+
+def _serve(calls: "SimpleQueue[Callable[[], None] | None]") -> None:
+    while call := calls.get():
+        call()
+        del call  # with the last reference to its runner, this ends

@@ -4,14 +4,19 @@ import asyncio
 import logging
 import re
 import time
+from contextlib import suppress
+from datetime import datetime
 from itertools import count
+from pathlib import Path
 from unittest.mock import AsyncMock
 
 import httpx
 import pytest
-from fastapi import FastAPI
-from starlette.types import Message
+from fastapi import FastAPI, HTTPException, Request, Response
+from starlette.middleware.base import RequestResponseEndpoint
+from starlette.types import Message, Receive, Scope, Send
 
+import handler.server
 from handler.app import create_app
 from handler.runner import Work
 from handler.settings import Settings
@@ -122,14 +127,181 @@ async def test_failure(sleep: Work) -> None:
     assert served.json()["elapsed"] < 2 * WORK_SECONDS
 
 
+@pytest.mark.parametrize("kind", ["def", "async def"])
+@pytest.mark.parametrize(
+    "error",
+    [SystemExit(1), KeyboardInterrupt(), asyncio.CancelledError(), ExceptionGroup("", [OSError()])],
+    ids=lambda error: type(error).__name__,
+)
+@pytest.mark.parametrize("middleware", [False, True])
+async def test_failure_of_any_class(error: BaseException, kind: str, middleware: bool) -> None:
+    """Whatever the work raises, the response is the JSON 500, and the next turn begins."""
+    errors: list[BaseException | None] = [error, None]
+
+    def blocking(seconds: float) -> None:
+        if failure := errors.pop(0):
+            raise failure
+
+    async def awaited(seconds: float) -> None:
+        blocking(seconds)
+
+    app = create_app(SETTINGS, blocking if kind == "def" else awaited)
+    if middleware:
+
+        @app.middleware("http")
+        async def pass_on(request: Request, call_next: RequestResponseEndpoint) -> Response:
+            return await call_next(request)
+
+    failed, served = await burst(client_for(app), 2)
+    assert failed.status_code == 500
+    assert failed.json() == {"detail": "Internal Server Error"}
+    assert served.status_code == 200
+
+
+async def test_http_exception() -> None:
+    """An `HTTPException` of the work's sets the response."""
+
+    def work(seconds: float) -> None:
+        raise HTTPException(402, "No licence", {"X-Licence": "none"})
+
+    response = await client_for(create_app(SETTINGS, work)).get("/test")
+    assert (response.status_code, response.json()) == (402, {"detail": "No licence"})
+    assert response.headers["x-licence"] == "none"
+
+
+@pytest.mark.parametrize(
+    ("value", "rest"),
+    [
+        (None, {}),
+        (0, {"result": 0}),
+        ("$x #if", {"result": "$x #if"}),
+        ({"a": [1, None]}, {"result": {"a": [1, None]}}),
+        (datetime(2026, 11, 27), {"result": "2026-11-27T00:00:00"}),
+        (Path("/tmp/x"), {"result": "/tmp/x"}),
+    ],
+)
+async def test_result(value: object, rest: dict[str, object]) -> None:
+    """What the work returns is the `result`, as JSON; there is none if it returns nothing."""
+    response = await client_for(create_app(SETTINGS, lambda seconds: value)).get("/test")
+    body = response.json()
+    assert body.pop("elapsed") >= WORK_SECONDS
+    assert body == rest
+
+
+async def test_result_that_is_no_json() -> None:
+    """A result that cannot be sent is a failure like any other."""
+    app = create_app(SETTINGS, lambda seconds: object())
+    responses = await burst(client_for(app), 2)
+    assert [response.status_code for response in responses] == [500] * 2
+    assert responses[0].json() == {"detail": "Internal Server Error"}
+
+
+async def test_a_limit_on_receiving(app: FastAPI, client: httpx.AsyncClient) -> None:
+    """An error of a middleware's in receiving is no disconnect: the request is served."""
+    served = asyncio.create_task(client.get("/test"))
+    await asyncio.sleep(0)
+    send = AsyncMock()
+    await app(dict(SCOPE), AsyncMock(side_effect=TimeoutError), send)
+    assert send.await_args_list[0].args[0]["status"] == 200
+    assert served.done()
+
+
+async def test_a_time_limit_around_the_app() -> None:
+    """If a middleware cancels a request, its `def` work goes on, and the next waits for it."""
+    running = 0
+    most = 0
+
+    def work(seconds: float) -> None:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        time.sleep(2 * seconds)
+        running -= 1
+
+    app = create_app(SETTINGS, work)
+
+    async def limited(scope: Scope, receive: Receive, send: Send) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(WORK_SECONDS):
+                await app(scope, receive, send)
+
+    cancelled = [limited(dict(SCOPE), connected, AsyncMock()) for _ in range(4)]
+    await asyncio.gather(*cancelled)
+    assert (await client_for(app).get("/test")).status_code == 200
+    assert (running, most) == (0, 1)
+
+
+async def test_a_route_of_ones_own(app: FastAPI, client: httpx.AsyncClient) -> None:
+    """Another route is served while the queue is full."""
+
+    @app.get("/health")
+    def health() -> str:
+        return "well"
+
+    served = [asyncio.create_task(client.get("/test")) for _ in range(5)]
+    await asyncio.sleep(0)
+    assert (await client.get("/test")).status_code == 503
+    assert (await client.get("/health")).json() == "well"
+    await asyncio.gather(*served)
+
+
+async def test_rejections_share_nothing(app: FastAPI, client: httpx.AsyncClient) -> None:
+    """What a middleware adds to a rejection is not in the next one."""
+
+    async def varying(scope: Scope, receive: Receive, send: Send) -> None:
+        async def add(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"].append((b"vary", b"origin"))
+            await send(message)
+
+        await app(scope, receive, add)
+
+    served = [asyncio.create_task(client.get("/test")) for _ in range(5)]
+    await asyncio.sleep(0)
+    for _ in range(2):
+        rejected = await client_for(varying).get("/test")
+        assert rejected.headers.get_list("vary") == ["origin"]
+    await asyncio.gather(*served)
+
+
+@pytest.mark.parametrize("listening", [False, True])
+async def test_no_lifespan(
+    listening: bool, app: FastAPI, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Served without its lifespan, the app warns once; in a test without a server, it doesn't."""
+    addresses = {("127.0.0.1", 8000)} if listening else set()
+    monkeypatch.setattr(handler.server, "inherited_addresses", lambda: addresses)
+    outer = FastAPI()
+    outer.mount("/api", app)
+    responses = await burst(client_for(outer), 2)
+    assert [response.status_code for response in responses] == [404] * 2
+    client = client_for(outer)
+    assert [(await client.get("/api/test")).status_code for _ in range(2)] == [200] * 2
+    assert caplog.text.count("The app's lifespan was not run") == listening
+
+
+async def test_no_lifespan_and_no_sockets(
+    app: FastAPI, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where it cannot be told whether there is a server, the app warns."""
+
+    def fail() -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(handler.server, "inherited_addresses", fail)
+    assert (await client_for(app).get("/test")).status_code == 200
+    assert caplog.text.count("The app's lifespan was not run") == 1
+
+
+async def connected() -> Message:
+    """Be a client that does not disconnect."""
+    never: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
+    return await never
+
+
 async def test_no_task_is_left(app: FastAPI) -> None:
     """When a request is done, so is what watched its client, whatever the server tells it."""
-
-    async def receive() -> Message:
-        never: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
-        return await never
-
-    await app(dict(SCOPE), receive, AsyncMock())
+    await app(dict(SCOPE), connected, AsyncMock())
     await asyncio.sleep(0)
     assert asyncio.all_tasks() == {asyncio.current_task()}
 
@@ -147,11 +319,8 @@ async def test_disconnect_is_logged(begun: bool, caplog: pytest.LogCaptureFixtur
         await app(SCOPE | {"client": ("1.2.3.4", 5)}, receive, AsyncMock())
         await served
     [line] = [record.getMessage() for record in caplog.records]
-    had = "begun" if begun else "not begun"
-    assert re.fullmatch(
-        rf'1\.2\.3\.4:5 - "GET /test" disconnected after waiting 0\.0\d\d s; its turn had {had}',
-        line,
-    )
+    when = "while its work was running" if begun else r"after \d\.\d{3} s in the queue"
+    assert re.fullmatch(rf'1\.2\.3\.4:5 - "GET /test" client disconnected {when}', line)
 
 
 async def test_disconnect(app: FastAPI, client: httpx.AsyncClient) -> None:
@@ -200,7 +369,7 @@ async def test_openapi(client: httpx.AsyncClient) -> None:
         name: schema["properties"] for name, schema in document["components"]["schemas"].items()
     }
     assert properties["Result"]["elapsed"]["examples"] == [6.001]
-    assert list(properties["Result"]) == ["elapsed"]
+    assert list(properties["Result"]) == ["elapsed", "result"]
     assert list(properties["Error"]) == ["detail"]
     assert list(operation["responses"]["200"]["headers"]) == ["Server-Timing"]
     assert list(operation["responses"]["503"]["headers"]) == ["Retry-After"]
