@@ -114,6 +114,8 @@ def create_app(settings: Settings, work: Work = default_work) -> FastAPI:
             headers={"Retry-After": str(seconds), **NO_STORE, **headers},
         )
 
+    full = unavailable(reasons[QueueFull])
+
     class Service(FastAPI):
         lifespan_ran = False
 
@@ -135,7 +137,9 @@ def create_app(settings: Settings, work: Work = default_work) -> FastAPI:
             ):
                 # Under overload every turn and every new client waits for what rejections cost:
                 # this one comes before anything is made of the request.
-                await unavailable(reasons[QueueFull])(scope, receive, send)
+                headers = [*full.raw_headers]  # which middlewares may add to
+                await send({"type": "http.response.start", "status": 503, "headers": headers})
+                await send({"type": "http.response.body", "body": full.body})
                 return
             elif not self.lifespan_ran and "aws.event" not in scope:
                 from handler.server import warn_of_no_lifespan

@@ -12,7 +12,7 @@ from typing import Any
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 HEAD_SECONDS = 10
-"""Seconds from the first byte of a request's head to its last, and without a request at first.
+"""Seconds to send a request's head, from its first byte, or from the connection or response before.
 
 nginx's name for it is client_header_timeout, Node's headersTimeout, HAProxy's timeout http-request.
 """
@@ -87,7 +87,8 @@ class Connection(HttpToolsProtocol):
         if not self._idle:
             raise BadRequest
         super().on_message_begin()
-        self._close_after(HEAD_SECONDS)
+        if self.timeout_keep_alive > HEAD_SECONDS:
+            self._close_after(HEAD_SECONDS)
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if len(self.headers) == HEADERS:
@@ -95,8 +96,10 @@ class Connection(HttpToolsProtocol):
         super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        if len(self.url) + sum(len(name) + len(value) for name, value in self.headers) > HEAD_BYTES:
-            raise BadRequest
+        if self._unparsed > HEAD_BYTES:  # the head, and perhaps some of the body
+            head = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
+            if head > HEAD_BYTES:
+                raise BadRequest
         self._unparsed = 0
         super().on_headers_complete()
         self._idle_since.pop(self.transport, None)
