@@ -53,6 +53,8 @@ async def startup_error(
     """
     try:
         server = uvicorn_server()
+        if server is None and is_command_line():
+            raise LookupError("uvicorn's server was not found")
         addresses = await claim_addresses(server, settings)
         if server:
             acceptor = limit_connections(server, settings, rejection)

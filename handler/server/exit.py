@@ -34,13 +34,15 @@ def exit_after(seconds: float) -> None:
 
 
 def _exit() -> None:
-    for child in multiprocessing.active_children():
-        child.kill()
-    # In a thread: what hangs may hold a lock that this needs.
-    flush = Thread(target=_flush, daemon=True)
-    flush.start()
-    flush.join(FLUSH_SECONDS)
-    os._exit(0)
+    try:
+        for child in multiprocessing.active_children():
+            child.kill()
+        # In a thread: what hangs may hold a lock that this needs.
+        flush = Thread(target=_flush, daemon=True)
+        flush.start()
+        flush.join(FLUSH_SECONDS)
+    finally:
+        os._exit(0)
 
 
 def _flush() -> None:

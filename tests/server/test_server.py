@@ -2,6 +2,7 @@
 
 import asyncio
 import signal
+import sys
 
 import pytest
 import uvicorn
@@ -128,6 +129,15 @@ async def test_another_parser() -> None:
     line = await reason("h11")
     assert line
     assert line.startswith("handler: --http h11: only httptools lets ")
+
+
+async def test_a_uvicorn_that_is_not_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On uvicorn's command line there is a server: if it is not found, it does not start."""
+    monkeypatch.setattr(sys, "argv", ["/venv/bin/uvicorn"])
+    monkeypatch.setattr(handler.server, "uvicorn_server", lambda: None)
+    line = await reason()
+    assert line
+    assert line.endswith('LookupError("uvicorn\'s server was not found")')
 
 
 async def test_another_server() -> None:
