@@ -1,1 +1,1 @@
-"""One at a time: a service that processes one request after the other."""
+"""An HTTP service that processes requests one at a time."""

@@ -1,7 +1,7 @@
 """When a request arrived: `X-Request-Start`, in which a proxy records that.
 
 Its value is `t=` or nothing, then seconds, milliseconds or microseconds since the epoch:
-nginx, HAProxy and Heroku write it, New Relic and Puma read it.
+Heroku writes it, nginx and HAProxy when configured to; New Relic and Puma read it.
 """
 
 import re

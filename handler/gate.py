@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from math import inf
 
 SIMULTANEOUS = 0.26
-"""Seconds within which requests arrive that get an exact step, a quarter of a turn at most.
+"""Requests that arrive within this many seconds of each other get an exact step.
 
-The promise is 0.25 s, since people's bursts reach a gateway that far apart, or a fifth of a turn,
-since clients in a loop come a turn apart and are not to be held to a step.
-The rest is for timestamps of arrival, which cross two clocks and jitter by milliseconds.
+It is a quarter of a turn, if that is less: clients in a loop come a turn apart, and are not held to
+a step. The promise is 0.25 s, or a fifth of a turn: people's bursts reach a gateway that far apart,
+and timestamps of arrival cross two clocks and jitter by milliseconds.
 """
 
 
@@ -62,8 +62,8 @@ class Gate:
 
     At most `max_waiting` requests wait, not counting the one inside, each of them until
     `max_wait_seconds` after its arrival, or without limit where that is None.
-    `clock` counts seconds and never steps back; an event loop's own clock will not do,
-    since uvloop caches its clock and rounds it to milliseconds.
+    `clock` counts seconds and never steps back. Don't use an event loop's: uvloop caches its clock
+    and rounds it to milliseconds.
     """
 
     __slots__ = (
@@ -172,13 +172,14 @@ class Gate:
             waiter.reschedule(-inf)
 
     async def _complete(self, turn: Turn) -> None:
-        # A loop's timers may end early, and each elapsed is measured from its own arrival: so stay
-        # until the step, computed as clients will, is long enough. Then, of the floats, elapsed >=
-        # earlier + seconds as well: earlier is at least seconds, so that near the step the
-        # difference is exact (Sterbenz's lemma).
+        # Timers may fire early, and each `elapsed` counts from its own arrival: hold the turn until
+        # the step, computed as a client would, is long enough. Then `elapsed >= earlier + seconds`
+        # holds, too: `earlier >= seconds`, so the subtraction is exact near the step (Sterbenz's
+        # lemma).
         seconds, last = self._seconds, self._last
         earlier = -inf
-        # One that arrived after the last response did so more than a turn after the last request.
+        # A request that came after the last response came more than a turn after the last request:
+        # outside the window.
         if last and turn.arrived - last.arrived <= self._simultaneous:
             earlier = last.elapsed
         while True:

@@ -53,7 +53,7 @@ class Settings(BaseModel):
 
     @classmethod
     def load(cls) -> Self:
-        """As `read`; exits with status 2 and one line, as argparse does, when it is invalid."""
+        """Like `read`, but exits with status 2 and one line, as argparse does, if it raises."""
         try:
             return cls.read()
         except InvalidSetting as error:

@@ -1,4 +1,4 @@
-"""The work: the one file to replace. For now, a sleep."""
+"""The work. Replace this file: by default it is a sleep."""
 
 import asyncio
 
@@ -6,10 +6,10 @@ import asyncio
 async def work(seconds: float) -> None:
     """Do the work of one request.
 
-    An `async def` runs in the event loop, which it must not block; a plain `def` runs in a thread.
-    `seconds` is `WORK_SECONDS`: the shortest that a turn takes, whenever the work is done, and
-    what clients and API Gateway are told to expect.
-    What is returned is not used. What is raised gets the client a 500, and is logged.
+    An `async def` runs in the event loop, which it must not block; a plain `def` runs in a thread,
+    always the same one. `seconds` is `WORK_SECONDS`, the minimum duration: faster work is padded to
+    it. What is returned, if anything, is the response's `result`. An exception is logged, and the
+    client gets a 500; an `HTTPException` of FastAPI's is the response.
     On AWS a retry may do the work of one request twice, though never two at the same time.
     """
     await asyncio.sleep(seconds)
