@@ -61,14 +61,18 @@ async def test_late() -> None:
             assert response.json() == {"detail": detail}
 
 
-async def test_rejected_before_anything_is_made(app: FastAPI, client: httpx.AsyncClient) -> None:
+@pytest.mark.parametrize("root_path", ["", "/api"])
+async def test_rejected_before_anything_is_made(
+    root_path: str, app: FastAPI, client: httpx.AsyncClient
+) -> None:
     """A rejection makes no task and reads nothing: its cost delays every request of an overload."""
     served = [asyncio.create_task(client.get("/test")) for _ in range(5)]
     await asyncio.sleep(0)
     before = asyncio.all_tasks()
     receive, send = AsyncMock(), AsyncMock()
+    scope = SCOPE | {"root_path": root_path, "path": f"{root_path}/test"}
     with pytest.raises(StopIteration):
-        app(dict(SCOPE), receive, send).send(None)
+        app(scope, receive, send).send(None)
     assert send.await_args_list[0].args[0]["status"] == 503
     assert asyncio.all_tasks() == before
     assert (await client.post("/test")).status_code == 405
