@@ -297,9 +297,13 @@ async def test_no_lifespan_and_no_sockets(
     assert caplog.text.count("The app's lifespan was not run") == 1
 
 
+held: list[object] = []
+
+
 async def connected() -> Message:
     """Be a client that does not disconnect."""
     never: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
+    held.append(never)  # or the garbage collector ends what waits for it
     return await never
 
 
