@@ -12,15 +12,15 @@ from handler.settings import Settings
 settings = Settings.load()
 app = create_app(settings)
 with warnings.catch_warnings():
-    # Mangum asks for a current event loop, and makes one where there is none.
+    # Mangum calls asyncio.get_event_loop(), which is deprecated without a current event loop.
     warnings.simplefilter("ignore", DeprecationWarning)
     mangum = Mangum(app, lifespan="off")
 
 
 def handler(event: LambdaEvent, context: LambdaContext) -> dict[str, Any]:
-    """Return the response to an event of API Gateway's.
+    """Return the response to an API Gateway event.
 
-    In SAM CLI the timestamp of `clock.py` takes precedence over any that the client sent.
+    In SAM CLI the timestamp of `local_authorizer.py` takes precedence over any from the client.
     """
     match event:
         case {"requestContext": {"authorizer": {"lambda": {"requestStart": timestamp}}}}:

@@ -17,7 +17,7 @@ from tests.support.entry_points import (
     http_api_event,
     lambda_entry,
     rest_event,
-    timestamped_by_clock,
+    timestamped_by_authorizer,
 )
 from tests.support.server import LIMIT, PYTHON_M, UVICORN, Server, run, serve
 
@@ -177,15 +177,15 @@ def test_reload() -> None:
         assert server.stop() == 0
 
 
-def test_the_clock_takes_precedence_over_the_client() -> None:
-    """At the local entry point the clock's timestamp takes precedence over the client's."""
+def test_the_authorizer_takes_precedence_over_the_client() -> None:
+    """At the local entry point the authorizer's timestamp takes precedence over the client's."""
     sent = {"X-Request-Start": f"t={time.time() - 100}"}
     with lambda_entry(work_seconds=0.01) as invoke:
-        assert invoke(timestamped_by_clock(sent)).json()["elapsed"] < 100
+        assert invoke(timestamped_by_authorizer(sent)).json()["elapsed"] < 100
 
 
 def test_another_authorizer() -> None:
-    """An event of another authorizer than the clock is handled like any other."""
+    """An event of another authorizer is handled like any other."""
     event = http_api_event({"X-Request-Start": f"t={time.time() - 100}"})
     event["requestContext"]["authorizer"] = {"lambda": None}
     with lambda_entry(work_seconds=0.01) as invoke:

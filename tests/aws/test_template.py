@@ -45,7 +45,7 @@ def test_runtime() -> None:
     """Both functions run on the Python of `.python-version`, for which the artifact is compiled."""
     runtime = f"python{(ROOT / '.python-version').read_text().strip()}"
     resources = template.source()["Resources"]
-    assert [resources[name]["Properties"]["Runtime"] for name in ("Function", "Clock")] == [
+    assert [resources[name]["Properties"]["Runtime"] for name in ("Function", "LocalAuthorizer")] == [
         runtime
     ] * 2
 
@@ -156,7 +156,7 @@ def test_local_entry_point() -> None:
 
 def test_nothing_local_is_deployed(resources: dict[str, Any]) -> None:
     """A deployment makes one function and one gateway, and nothing that only SAM CLI uses."""
-    local = {"LocalApi", "Clock"}
+    local = {"LocalApi", "LocalAuthorizer"}
     assert not [name for name in resources if name.startswith(tuple(local))]
     assert not [node for node in walk(resources) if local & set(map(str, node.values()))]
     types = [resource["Type"] for resource in resources.values()]

@@ -17,7 +17,7 @@ import httpx
 import pytest
 from starlette.types import ASGIApp
 
-from handler import clock
+from handler import local_authorizer
 from handler.app import create_app
 from handler.runner import Work
 from handler.settings import Settings
@@ -157,10 +157,12 @@ def timestamped_by_gateway() -> Event:
     return rest_event(request_start())
 
 
-def timestamped_by_clock(headers: dict[str, str] | None = None) -> Event:
-    """Make an event as SAM CLI sends it, with the timestamp of arrival of `clock.py`."""
+def timestamped_by_authorizer(headers: dict[str, str] | None = None) -> Event:
+    """Make an event as SAM CLI sends it, with the timestamp of arrival of the local authorizer."""
     event = http_api_event(headers or {})
-    event["requestContext"]["authorizer"] = {"lambda": clock.handler({}, None)["context"]}
+    event["requestContext"]["authorizer"] = {
+        "lambda": local_authorizer.handler({}, None)["context"]
+    }
     return event
 
 
@@ -204,12 +206,12 @@ LOCAL = [
     pytest.param(partial(uvicorn, "asyncio"), id="uvicorn-asyncio"),
     pytest.param(partial(uvicorn, "uvloop"), id="uvicorn-uvloop"),
     pytest.param(partial(function, lambda_entry, timestamped_by_gateway), id="lambda"),
-    pytest.param(partial(function, lambda_entry, timestamped_by_clock), id="lambda-sam-local"),
+    pytest.param(partial(function, lambda_entry, timestamped_by_authorizer), id="lambda-sam-local"),
     pytest.param(
         partial(function, built, timestamped_by_gateway), id="artifact", marks=needs_artifact
     ),
     pytest.param(
-        partial(function, built, timestamped_by_clock),
+        partial(function, built, timestamped_by_authorizer),
         id="artifact-sam-local",
         marks=needs_artifact,
     ),

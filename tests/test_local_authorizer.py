@@ -1,4 +1,4 @@
-"""The clock of the local entry point."""
+"""The authorizer of the local entry point."""
 
 import shutil
 import subprocess
@@ -8,16 +8,21 @@ from pathlib import Path
 
 import pytest
 
-from handler import clock
+from handler import local_authorizer
 from handler.arrival import arrival
 
-LIST_IMPORTED = "import sys; before = {*sys.modules}; import clock; print({*sys.modules} - before)"
+LIST_IMPORTED = """
+import sys
+before = {*sys.modules}
+import local_authorizer
+print({*sys.modules} - before)
+"""
 
 
 def test_a_request() -> None:
     """Every request is allowed, and gets a timestamp of arrival that the app can read."""
     before = time.monotonic()
-    response = clock.handler({}, None)
+    response = local_authorizer.handler({}, None)
     assert response["isAuthorized"] is True
     context = response["context"]
     assert isinstance(context, dict)
@@ -26,8 +31,8 @@ def test_a_request() -> None:
 
 
 def test_imports(tmp_path: Path) -> None:
-    """The clock runs on its own, and imports nothing but `time`."""
-    shutil.copy(clock.__file__, tmp_path)
+    """It runs on its own, and imports nothing but `time`."""
+    shutil.copy(local_authorizer.__file__, tmp_path)
     command = [sys.executable, "-S", "-c", LIST_IMPORTED]
     imported = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True)
-    assert imported.stdout == "{'clock'}\n"
+    assert imported.stdout == "{'local_authorizer'}\n"
