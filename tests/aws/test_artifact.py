@@ -15,28 +15,35 @@ from tests.support.server import LIMIT, ROOT
 
 pytestmark = needs_artifact
 
-LIST_IMPORTED = """
-import sys
-from pathlib import Path
-artifact = Path(sys.argv[1])
-sys.path.append(str(artifact))
+IMPORT_ALL = """
+import importlib, importlib.metadata, sys
+artifact = sys.argv[1]
+sys.path.append(artifact)
+distributions = list(importlib.metadata.distributions(path=[artifact]))
+for distribution in distributions:
+    files = {file.parts[0] for file in distribution.files if file.suffix == ".py"}
+    for name in files - {"__pycache__"}:
+        importlib.import_module(name.removesuffix(".py"))
 import handler.main
-files = [Path(getattr(module, "__file__", None) or "") for module in sys.modules.values()]
-print(*{file.relative_to(artifact).parts[0] for file in files if file.is_relative_to(artifact)})
+print(*(f"{found.name}=={found.version}" for found in distributions))
 """
 
 
-def test_only_what_the_function_imports() -> None:
-    """The artifact holds the handler and what it imports, and starts without anything else."""
+def test_what_is_pinned() -> None:
+    """The artifact holds what is pinned and nothing else, and all of that can be imported."""
     imported = subprocess.run(
-        [PYTHON, "-I", "-S", "-B", "-c", LIST_IMPORTED, ARTIFACT],
+        [PYTHON, "-I", "-S", "-B", "-c", IMPORT_ALL, ARTIFACT],
         check=True,
         env={"AWS_LAMBDA_FUNCTION_NAME": "function"},
         stdout=subprocess.PIPE,
         text=True,
     ).stdout.split()
-    present = {path.name for path in ARTIFACT.iterdir() if path.suffix != ".dist-info"}
-    assert present - {"__pycache__"} == set(imported)
+    pinned = (ROOT / "handler/requirements.txt").read_text().split()
+    assert sorted(map(normalized, imported)) == sorted(pinned)
+
+
+def normalized(distribution: str) -> str:
+    return distribution.lower().replace("_", "-")
 
 
 def test_up_to_date() -> None:
