@@ -18,7 +18,7 @@ async def check_server(n: int) -> None:
 
 
 def check_deployment(n: int) -> None:
-    with environment(work_seconds=3, max_wait_seconds=25.5) as handler:
+    with environment(work_seconds=3, max_wait_seconds=25.8) as handler:
         endpoint = Endpoint(Function(handler))
         responses = endpoint.burst(n)
     assert_staircase(responses, 3)

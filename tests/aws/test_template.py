@@ -45,9 +45,9 @@ def test_runtime() -> None:
     """Both functions run on the Python of `.python-version`, for which the artifact is compiled."""
     runtime = f"python{(ROOT / '.python-version').read_text().strip()}"
     resources = template.source()["Resources"]
-    assert [resources[name]["Properties"]["Runtime"] for name in ("Function", "LocalAuthorizer")] == [
-        runtime
-    ] * 2
+    assert [
+        resources[name]["Properties"]["Runtime"] for name in ("Function", "LocalAuthorizer")
+    ] == [runtime] * 2
 
 
 def test_one_at_a_time(function: dict[str, Any]) -> None:
@@ -72,7 +72,7 @@ def test_settings(function: dict[str, Any]) -> None:
         variables = template.resolve(function["Environment"]["Variables"], {"WorkSeconds": seconds})
         turn = int(seconds)
         assert Settings.read(variables) == Settings(
-            work_seconds=turn, max_wait_seconds=29 - turn - 0.5, trust_request_start=True
+            work_seconds=turn, max_wait_seconds=29 - turn - 0.2, trust_request_start=True
         )
 
 
@@ -106,7 +106,7 @@ def test_the_machine_ends_with_the_gateway() -> None:
     timeout = method["x-amazon-apigateway-integration"]["timeoutInMillis"]
     assert 1000 * machine["TimeoutSeconds"] == timeout
     for seconds, row in template.source()["Mappings"]["Admission"].items():
-        assert float(row["MaxWaitSeconds"]) + int(seconds) + 0.5 == machine["TimeoutSeconds"]
+        assert float(row["MaxWaitSeconds"]) + int(seconds) + 0.2 == machine["TimeoutSeconds"]
 
 
 @pytest.mark.parametrize("ranges", [["0.0.0.0/0", "::/0"], ["198.51.100.7/32", "2001:db8::/32"]])
