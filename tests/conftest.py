@@ -7,13 +7,9 @@ from ipaddress import ip_address
 
 import httpx
 import pytest
-from hypothesis import settings
 
 from tests.support import entry_points
 from tests.support.virtual_time import VirtualTimeLoop
-
-settings.register_profile("no deadline", deadline=None)  # real time is not what these tests test
-settings.load_profile("no deadline")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -55,7 +51,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """Run the suite in two processes, since most tests wait; a part of it, or `--url`, in one."""
-    return 0 if config.getoption("url") or config.getoption("file_or_dir") else 2
+    return 0 if config.getoption("url") or config.getoption("file_or_dir", []) else 2
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -1,10 +1,9 @@
 """When a request arrived."""
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from handler.arrival import arrival
+from tests.support.properties import given, st
 
 NOW = 5000.0
 WALL = 1_795_500_000.0

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from itertools import pairwise
 from types import SimpleNamespace
 from typing import cast
 
@@ -14,13 +15,13 @@ from tests.support.entry_points import EntryPoint
 from tests.support.server import LIMIT, ROOT, UVICORN, serve
 
 
-def test_a_response(entry_point: EntryPoint) -> None:
-    """The response holds the seconds that the request took, and nothing else."""
+def test_response(entry_point: EntryPoint) -> None:
+    """The response holds the seconds that the request took, and what the work returned."""
     [response] = entry_point.burst(1)
     assert response.status_code == 200
     assert response.headers["content-type"] == "application/json"
     assert response.headers["cache-control"] == "no-store"
-    assert list(response.json()) == ["elapsed"]
+    assert list(response.json()) in (["elapsed"], ["elapsed", "result"])
     assert isinstance(response.json()["elapsed"], float)
     assert response.json()["elapsed"] >= entry_point.work_seconds
 
@@ -36,28 +37,29 @@ def test_server_timing(entry_point: EntryPoint) -> None:
 
 
 @pytest.mark.parametrize("n", [2, 4, 8])
-def test_a_burst(entry_point: EntryPoint, n: int) -> None:
+def test_burst(entry_point: EntryPoint, n: int) -> None:
     """Of simultaneous requests, each `elapsed` is at least a turn longer than the one before."""
     assert_staircase(entry_point.burst(n), entry_point.work_seconds)
 
 
 def test_a_client_in_a_loop(entry_point: EntryPoint) -> None:
-    """A client that sends again after each response is held to no step: each takes one turn."""
+    """A client that sends again after each response is held to no step."""
     elapsed = [entry_point.burst(1)[0].json()["elapsed"] for _ in range(4)]
-    assert sum(elapsed) < 2 * 4 * entry_point.work_seconds
+    steps = [later - earlier for earlier, later in pairwise(elapsed)]
+    assert min(steps) < entry_point.work_seconds / 2
 
 
 def test_url_on_this_machine() -> None:
     """`--url` runs only the contract tests, and uses no proxy for a service on this machine."""
     proxies = {"HTTP_PROXY": "http://127.0.0.1:9", "ALL_PROXY": "socks5://127.0.0.1:9"}
-    with serve(*UVICORN, "handler.main:app", WORK_SECONDS="0.3") as server:
+    with serve(*UVICORN, "tests.support.apps:sleeping", WORK_SECONDS="0.3") as server:
         done = subprocess.run(
             [sys.executable, "-m", "pytest", "-q", "-k", "response", "--url", server.url],
             cwd=ROOT,
             env=os.environ | proxies | {"WORK_SECONDS": "0.3", "PYTEST_ADDOPTS": ""},
             capture_output=True,
             text=True,
-            timeout=LIMIT,
+            timeout=4 * LIMIT,
             check=False,
         )
     assert done.returncode == 0, done.stdout

@@ -8,8 +8,6 @@ from math import inf, nextafter, ulp
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
     initialize,
@@ -20,6 +18,7 @@ from hypothesis.stateful import (
 
 from handler.gate import ClientDisconnected, Gate, GateClosed, QueueFull, Turn, WaitTimeout
 from tests.support.assertions import is_short, simultaneous
+from tests.support.properties import given, st
 from tests.support.virtual_time import TICK, VirtualTimeLoop, after_iterations, run
 
 pytestmark = pytest.mark.virtual_time

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 
-from tests.support.clients import Client, fence
+from tests.support.clients import Client, fence, until
 from tests.support.entry_points import (
     burst,
     http_api_event,
@@ -19,18 +19,13 @@ from tests.support.entry_points import (
     rest_event,
     timestamped_by_authorizer,
 )
-from tests.support.server import LIMIT, PYTHON_M, UVICORN, Server, run, serve
+from tests.support.server import LIMIT, PYTHON_M, SLEEPING, UVICORN, Server, run, serve
 
 WORK_SECONDS = 0.15
-COMMANDS = {
-    "python -m": PYTHON_M,
-    "uvicorn": (*UVICORN, "--loop", "uvloop", "handler.main:app"),
-    "work in a thread": (*UVICORN, "--loop", "asyncio", "tests.support.apps:in_a_thread"),
-}
 MAX_WAITING = 5
 
 
-@pytest.fixture(scope="module", params=list(COMMANDS.values()), ids=list(COMMANDS))
+@pytest.fixture(scope="module", params=list(SLEEPING.values()), ids=list(SLEEPING))
 def server(request: pytest.FixtureRequest) -> Iterator[Server]:
     settings = {"WORK_SECONDS": str(WORK_SECONDS), "MAX_WAITING": str(MAX_WAITING), "PORT": "0"}
     with serve(*request.param, **settings) as server:
@@ -49,9 +44,9 @@ async def test_disconnect_while_waiting(server: Server) -> None:
     async with httpx.AsyncClient(base_url=server.url, timeout=LIMIT) as others:
         responses = await burst(others, MAX_WAITING)
     assert [response.status_code for response in responses] == [200] * MAX_WAITING
-    turns = responses[-1].json()["elapsed"] / WORK_SECONDS
-    assert MAX_WAITING < turns < MAX_WAITING + 1.9
-    assert (await served.response()).status == 200
+    [first, _] = json.loads((await served.response()).body)["result"]
+    begun = [response.json()["result"][0] for response in responses]
+    assert begun == [first + n for n in range(1, MAX_WAITING + 1)]
 
 
 async def test_disconnect_inside(server: Server) -> None:
@@ -60,14 +55,14 @@ async def test_disconnect_inside(server: Server) -> None:
     await fence(server.url)
     await gone.disconnect()
     after = await Client.get(server.url)
-    elapsed = json.loads((await after.response()).body)["elapsed"]
-    assert 1.5 * WORK_SECONDS < elapsed < 2.9 * WORK_SECONDS
+    [begun, ended] = json.loads((await after.response()).body)["result"]
+    assert begun == ended > 0
 
 
 @pytest.mark.parametrize(
     ("command", "signum"),
     [
-        ("uvicorn", signal.SIGTERM),
+        ("uvloop", signal.SIGTERM),
         ("python -m", signal.SIGTERM),
         ("python -m", signal.SIGINT),
         ("work in a thread", signal.SIGTERM),
@@ -75,13 +70,11 @@ async def test_disconnect_inside(server: Server) -> None:
 )
 async def test_shutdown(command: str, signum: signal.Signals) -> None:
     """At a shutdown the running request gets its 200, the waiting ones a 503; exit status 0."""
-    turn = 0.5
-    with serve(*COMMANDS[command], WORK_SECONDS=str(turn), PORT="0") as server:
+    with serve(*SLEEPING[command], WORK_SECONDS="0.5", PORT="0") as server:
         clients = [await Client.get(server.url)]
         await fence(server.url)
         clients += [await Client.get(server.url) for _ in range(5)]
         await fence(server.url)
-        began = time.monotonic()
         server.process.send_signal(signum)
         responses = [
             await response
@@ -93,10 +86,9 @@ async def test_shutdown(command: str, signum: signal.Signals) -> None:
             assert rejected.headers["connection"] == "close"
             assert rejected.body == b'{"detail":"The service is shutting down; try again in 1 s."}'
         assert server.process.wait(LIMIT) == 0
-        assert time.monotonic() - began < 2.9 * turn
 
 
-@pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
+@pytest.mark.parametrize("command", SLEEPING.values(), ids=SLEEPING)
 def test_bad_setting(command: tuple[str, ...]) -> None:
     """A bad setting is rejected with one line and exit status 2, however the service is started."""
     done = run(*command, WORK_SECONDS="nan")
@@ -111,20 +103,18 @@ def test_bad_setting(command: tuple[str, ...]) -> None:
 )
 async def test_shutdown_when_the_work_hangs(app: str, how: str) -> None:
     """Work that hangs at a shutdown is cancelled, its client gets a 503, and the process exits."""
-    limit = "1" if how == "SIGTERM" else "20"
+    limit = "1" if how == "SIGTERM" else str(round(2 * LIMIT))
     command = (*UVICORN, "--timeout-graceful-shutdown", limit, f"tests.support.apps:{app}")
     with serve(*command) as server:
         client = await Client.get(server.url)
         await fence(server.url)
-        began = time.monotonic()
         for signum in [signal.SIGTERM] if how == "SIGTERM" else [signal.SIGINT] * 2:
             server.process.send_signal(signum)
-            await asyncio.sleep(0.4)
+            await until(lambda: any("Shutting down" in line for line in server.log))
         response = await client.response()
         assert response.status == 503
         assert response.body == b'{"detail":"The service is shutting down; try again in 3 s."}'
         assert server.process.wait(LIMIT) == 0
-        assert time.monotonic() - began < 4
     assert not [line for line in server.log if "Traceback" in line]
 
 
@@ -168,10 +158,10 @@ def test_no_warning() -> None:
 
 def test_reload() -> None:
     """`--reload`, which serves from a child process, still works."""
-    patient = httpx.HTTPTransport(retries=6)  # the socket is bound before the child listens
+    retrying = httpx.HTTPTransport(retries=6)  # the socket is bound before the child listens
     with (
-        serve(*UVICORN, "--reload", "handler.main:app", WORK_SECONDS="0.01") as server,
-        httpx.Client(base_url=server.url, transport=patient) as client,
+        serve(*UVICORN, "--reload", "tests.support.apps:sleeping", WORK_SECONDS="0.01") as server,
+        httpx.Client(base_url=server.url, transport=retrying) as client,
     ):
         assert client.get("/test").status_code == 200
         assert server.stop() == 0

@@ -21,11 +21,10 @@ from threading import Barrier, Thread
 from xml.etree import ElementTree
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from tests.probe import Response, caption, judge, main, svg
 from tests.support.assertions import is_short
+from tests.support.properties import given, st
 from tests.support.server import ROOT, UVICORN, serve
 
 PROBE = (sys.executable, "-S", "-E", "-m", "tests.probe")
@@ -157,7 +156,9 @@ def test_no_short_step_passes(first: float, ulps: list[int]) -> None:
 def test_pass(tmp_path: Path) -> None:
     """Three requests that succeed, one by one, and two rejections pass: exit status 0."""
     options = f"-n 5 --seconds 0.5 --svg {tmp_path}/svg --json {tmp_path}/json".split()
-    with serve(*UVICORN, "handler.main:app", WORK_SECONDS="0.5", MAX_WAITING="2") as server:
+    with serve(
+        *UVICORN, "tests.support.apps:sleeping", WORK_SECONDS="0.5", MAX_WAITING="2"
+    ) as server:
         probe = run_probe(server.url, *options)
     assert (probe.returncode, probe.stderr) == (0, "")
     assert probe.stdout.count("rejected: 503, Retry-After: 1\n") == 2

@@ -18,7 +18,7 @@ import handler.server
 from handler.server.descriptors import IDLE_SECONDS, LINGER_SECONDS, connection_limit
 from handler.settings import InvalidSetting
 from tests.support.clients import Client, until
-from tests.support.server import PYTHON_M, UVICORN, run, serve
+from tests.support.server import PYTHON_M, SLEEPING, UVICORN, run, serve
 from tests.support.service import Service, serving
 
 CONNECTIONS = 5
@@ -142,13 +142,7 @@ def limited(soft: int, hard: int, *command: str) -> tuple[str, ...]:
     return ("sh", "-c", f'ulimit -S -n {soft} && ulimit -H -n {hard} && exec "$@"', "sh", *command)
 
 
-COMMANDS = {
-    "python -m": PYTHON_M,
-    "uvloop": (*UVICORN, "--loop", "uvloop", "handler.main:app"),
-}
-
-
-@pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
+@pytest.mark.parametrize("command", [SLEEPING["python -m"], SLEEPING["uvloop"]])
 async def test_a_crowd_at_a_low_limit(command: tuple[str, ...]) -> None:
     """At the limit on open files, all further clients get a 503, and the log has one line."""
     settings = {"WORK_SECONDS": "0.5", "MAX_WAITING": "100", "PORT": "0"}
@@ -189,7 +183,16 @@ async def test_descriptors_for_the_work() -> None:
 def test_unix_socket(loop: str, tmp_path: Path) -> None:
     """A Unix socket is served at its path, on any event loop."""
     path = str(tmp_path / "socket")
-    uvicorn = (sys.executable, "-m", "uvicorn", "--loop", loop, "--uds", path, "handler.main:app")
+    uvicorn = (
+        sys.executable,
+        "-m",
+        "uvicorn",
+        "--loop",
+        loop,
+        "--uds",
+        path,
+        "tests.support.apps:sleeping",
+    )
     with serve(*uvicorn, WORK_SECONDS="0.01") as server:
         with httpx.Client(transport=httpx.HTTPTransport(uds=path), base_url="http://a") as client:
             assert client.get("/test").status_code == 200
@@ -197,7 +200,7 @@ def test_unix_socket(loop: str, tmp_path: Path) -> None:
     assert not Path(path).exists()
 
 
-@pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
+@pytest.mark.parametrize("command", [PYTHON_M, (*UVICORN, "handler.main:app")])
 def test_max_waiting_that_does_not_fit(command: tuple[str, ...]) -> None:
     """A `MAX_WAITING` beyond what the hard limit on open files allows is rejected on start."""
     done = run(*limited(64, 256, *command), MAX_WAITING="224", PORT="0")

@@ -1,4 +1,4 @@
-"""Apps as a user makes them, each with its own work: `uvicorn tests.support.apps:NAME`."""
+"""Apps whose work is not the one in `handler/work.py`: `uvicorn tests.support.apps:NAME`."""
 
 import asyncio
 import os
@@ -8,6 +8,7 @@ from contextlib import ExitStack
 
 from handler.app import create_app
 from handler.settings import Settings
+from tests.support.sleep import BlockingSleep, Sleep
 
 
 async def hang(seconds: float) -> None:
@@ -27,7 +28,8 @@ def open_files(seconds: float) -> None:
 
 
 settings = Settings.load()
-in_a_thread = create_app(settings, time.sleep)
+sleeping = create_app(settings, Sleep())
+in_a_thread = create_app(settings, BlockingSleep())
 hanging = create_app(settings, hang)
 hanging_in_a_thread = create_app(settings, hang_in_a_thread)
 opening_files = create_app(settings, open_files)

@@ -23,6 +23,24 @@ def is_short(earlier: float, later: float, seconds: float) -> bool:
     return later - earlier < seconds or later < earlier + seconds
 
 
+def spread(responses: list[httpx.Response]) -> float:
+    """Return the seconds between two of these requests' arrivals, at the most.
+
+    By the server's own timing: a queued request's turn begins as the one before it ends.
+    """
+    pairs = pairwise(responses)
+    return max(
+        (abs(earlier.json()["elapsed"] - queued(later)) for earlier, later in pairs), default=0
+    )
+
+
+def queued(response: httpx.Response) -> float:
+    """Return the seconds for which a request was queued, by `Server-Timing`."""
+    timing = SERVER_TIMING.fullmatch(response.headers["server-timing"])
+    assert timing
+    return float(timing[1]) / 1e3
+
+
 def assert_staircase(responses: list[httpx.Response], seconds: float) -> None:
     """Assert that each response's `elapsed` exceeds the one before by at least `seconds`."""
     assert [response.status_code for response in responses] == [200] * len(responses)

@@ -20,6 +20,12 @@ LIMIT = 30.0
 
 UVICORN = (sys.executable, "-m", "uvicorn", "--host", "127.0.0.1", "--port", "0")
 PYTHON_M = (sys.executable, "-m", "handler")
+SLEEPING = {
+    "python -m": (sys.executable, "-m", "tests.support.python_m"),
+    "uvloop": (*UVICORN, "--loop", "uvloop", "tests.support.apps:sleeping"),
+    "work in a thread": (*UVICORN, "--loop", "asyncio", "tests.support.apps:in_a_thread"),
+}
+"""Commands that start the service as its users do, with a sleep as its work."""
 
 
 @dataclass

@@ -5,7 +5,14 @@ import selectors
 from asyncio import TimerHandle
 from collections.abc import Callable
 from contextvars import Context
+from functools import partial
 from typing import Any, TypeVarTuple
+
+import pytest
+
+from handler import app
+from handler.arrival import arrival
+from handler.gate import Gate
 
 TICK = 1e-5
 """Seconds that an iteration of the loop takes, so that no wait, however short, lasts for ever."""
@@ -55,6 +62,13 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         context: Context | None = None,
     ) -> TimerHandle:
         return super().call_at(when + self._timer_error(), callback, *args, context=context)
+
+
+def app_on_virtual_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make apps that are created from now on read the running loop's clock."""
+    clock = asyncio.get_running_loop().time
+    monkeypatch.setattr(app, "Gate", partial(Gate, clock=clock))
+    monkeypatch.setattr(app, "arrival", partial(arrival, clock=clock))
 
 
 def after_iterations(n: int, callback: Callable[[], object]) -> None:
