@@ -162,6 +162,13 @@ async def test_failure_of_any_class(error: BaseException, kind: str, middleware:
     assert served.status_code == 200
 
 
+def test_test_client(app: FastAPI) -> None:
+    """FastAPI's own test client works, in a test that is no coroutine."""
+    from fastapi.testclient import TestClient
+
+    assert list(TestClient(app).get("/test").json()) == ["elapsed"]
+
+
 async def test_http_exception() -> None:
     """An `HTTPException` of the work's sets the response."""
 
