@@ -51,6 +51,7 @@ async def startup_error(
     `close` is called when it begins to shut down: the app then rejects all that wait or arrive.
     `rejection` is the response to clients beyond the limit on connections.
     """
+    server = None
     try:
         server = uvicorn_server()
         if server is None and is_command_line():
@@ -59,7 +60,11 @@ async def startup_error(
         if server:
             acceptor = limit_connections(server, settings, rejection)
             Draining(server, settings, acceptor, close, addresses)
-    except (InvalidSetting, OtherProcess) as error:
+    except OtherProcess as error:
+        if server:
+            server.config.uds = None  # which uvicorn would remove, though it is the other one's
+        return f"handler: {error}"
+    except InvalidSetting as error:
         return f"handler: {error}"
     except Exception as error:  # whatever it is: a check that cannot be made counts as failed
         return f"handler: cannot tell whether requests would be processed one at a time: {error!r}"

@@ -181,7 +181,7 @@ async def test_descriptors_for_the_work() -> None:
 
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
 def test_unix_socket(loop: str, tmp_path: Path) -> None:
-    """A Unix socket is served at its path, on any event loop."""
+    """A Unix socket is served at its path by one process, on any event loop."""
     path = str(tmp_path / "socket")
     uvicorn = (
         sys.executable,
@@ -194,6 +194,9 @@ def test_unix_socket(loop: str, tmp_path: Path) -> None:
         "tests.support.apps:sleeping",
     )
     with serve(*uvicorn, WORK_SECONDS="0.01") as server:
+        second = run(*uvicorn)
+        assert second.returncode == 3
+        assert f"handler: another process already serves {path}, and two would " in second.stdout
         with httpx.Client(transport=httpx.HTTPTransport(uds=path), base_url="http://a") as client:
             assert client.get("/test").status_code == 200
         assert server.stop() == 0
