@@ -245,7 +245,7 @@ def test_connected_before_request(monkeypatch: pytest.MonkeyPatch, capsys: Captu
 
 def test_fail(service: Service, tmp_path: Path, capsys: Capture) -> None:
     """A service that works on requests simultaneously fails; nothing rounds a short step up."""
-    with serve(*UVICORN, "tests.benchmark.alternatives:unlocked", WORK_SECONDS="0.2") as server:
+    with serve(*UVICORN, "tests.benchmark.apps:unlocked", WORK_SECONDS="0.2") as server:
         assert main([server.url, "-n", "3", "--seconds", "0.2"]) == 1
     assert "\nFAIL: " in capsys.readouterr().out
     url, responses = service

@@ -89,9 +89,9 @@ def responds(port: int) -> bool:
         return False
 
 
-APPS = "tests.benchmark.alternatives"
+APPS = "tests.benchmark.apps"
 CONTENDERS = {
-    "this service (asyncio)": Contender(("python -m handler",)),
+    "this service (asyncio)": Contender(("uvicorn --loop asyncio --port $PORT handler.main:app",)),
     "this service (uvloop)": Contender(("uvicorn --loop uvloop --port $PORT handler.main:app",)),
     "asyncio.Lock (asyncio)": Contender((f"uvicorn --loop asyncio --port $PORT {APPS}:bare_lock",)),
     "asyncio.Lock (uvloop)": Contender((f"uvicorn --loop uvloop --port $PORT {APPS}:bare_lock",)),
