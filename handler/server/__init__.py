@@ -9,6 +9,7 @@ import asyncio
 import logging
 import signal
 import socket
+import sys
 from collections.abc import Callable
 from functools import partial
 from types import FrameType
@@ -109,9 +110,10 @@ async def claim_addresses(server: Any, settings: Settings) -> set[Address]:
     return addresses
 
 
-def limit_connections(server: Any, settings: Settings, rejection: Response) -> Acceptor:
-    """Limit the connections of a uvicorn server that is about to listen.
+def limit_connections(server: Any, settings: Settings, rejection: Response) -> Acceptor | None:
+    """Limit the connections of a uvicorn server that is about to listen; return what accepts them.
 
+    On Windows, whose sockets are no file descriptors, that is the event loop, as ever: None.
     Raises `InvalidSetting` when the limit on open files, or another HTTP parser, does not allow it.
     """
     # Imported only here: other servers do without uvicorn.
@@ -124,6 +126,9 @@ def limit_connections(server: Any, settings: Settings, rejection: Response) -> A
             f"--http {server.config.http}: only httptools lets the size and time of a request's "
             "head be limited; install it (pip install httptools), and drop the option"
         )
+    if sys.platform == "win32":  # pragma: no cover
+        server.config.http_protocol_class = partial(Connection, idle={})
+        return None
     acceptor = Acceptor(server, connection_limit(settings.max_waiting), rejection)
     server.config.http_protocol_class = partial(Connection, idle=acceptor.idle)
     return acceptor
@@ -142,7 +147,7 @@ class Draining:
         self,
         server: Any,
         settings: Settings,
-        acceptor: Acceptor,
+        acceptor: Acceptor | None,
         close: Callable[[], None],
         addresses: set[Address],
     ) -> None:
@@ -159,7 +164,8 @@ class Draining:
         signal.signal(signal.SIGTERM, self._stop)
 
     async def _main_loop(self) -> None:
-        self._acceptor.start()
+        if self._acceptor:
+            self._acceptor.start()
         main_loop, _ = self._uvicorn
         await main_loop()
         self._begin()

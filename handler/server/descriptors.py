@@ -9,6 +9,7 @@ import asyncio
 import logging
 import os
 import socket
+import sys
 from contextlib import suppress
 from math import inf
 from typing import Any
@@ -17,10 +18,8 @@ from starlette.responses import Response
 
 from handler.settings import InvalidSetting
 
-try:
+if sys.platform != "win32":  # whose sockets are no file descriptors
     import resource
-except ImportError:  # pragma: no cover
-    resource = None  # type: ignore[assignment]  # Windows: sockets are no file descriptors there
 
 OPEN_FILES = 10240
 """The limit on open files to ask for, which is macOS's real maximum.
@@ -61,11 +60,10 @@ def connection_limit(max_waiting: int) -> int:
     Raises `InvalidSetting` when the hard limit is too low for `max_waiting`.
     """
     limit = wanted = max(OPEN_FILES, max_waiting + 1 + reserve(OPEN_FILES))
-    if resource:
-        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        if soft != resource.RLIM_INFINITY:
-            limit = max(soft, wanted if hard == resource.RLIM_INFINITY else min(wanted, hard))
-            resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY:
+        limit = max(soft, wanted if hard == resource.RLIM_INFINITY else min(wanted, hard))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
     connections = limit - reserve(limit)
     if max_waiting >= connections:
         raise InvalidSetting(

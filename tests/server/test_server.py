@@ -90,7 +90,7 @@ async def test_time_limit(option: int | None, seconds: int) -> None:
 
 async def reason(http: str = "httptools") -> str | None:
     """Return why a uvicorn server that is starting should not start."""
-    server = uvicorn.Server(uvicorn.Config(Response(), http=http, log_config=None))
+    server = uvicorn.Server(uvicorn.Config(Response(), port=0, http=http, log_config=None))
     server.config.load()
     with server.capture_signals():
         return await startup_error(Settings(), pytest.fail, Response())
