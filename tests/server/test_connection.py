@@ -29,7 +29,8 @@ def now() -> float:
 async def closed(client: Client) -> bytes:
     """Return what the client still receives until its connection is closed."""
     try:
-        return await client.reader.read()
+        async with asyncio.timeout(10 * HEAD_SECONDS):
+            return await client.reader.read()
     except ConnectionResetError:
         return b""
     finally:
