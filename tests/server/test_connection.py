@@ -219,6 +219,19 @@ async def test_an_early_request(service: Service) -> None:
     assert await closed(client) == b""
 
 
+async def test_too_much_too_early(service: Service) -> None:
+    """What comes before the response, and is longer than a head, is dropped."""
+    client = await Client.get(service.url)
+    await until(lambda: service.requests)
+    for _ in range(7):
+        client.writer.write(10_000 * b"x")
+        await asyncio.sleep(service.seconds / 10)
+    response = await client.read()
+    assert (response.status, response.headers["connection"]) == (200, "close")
+    assert await closed(client) == b""
+    assert service.requests == 1
+
+
 def connect(service: Service) -> socket.socket:
     """Connect a client that reads only when it is told to."""
     client = socket.create_connection(("127.0.0.1", httpx.URL(service.url).port))

@@ -64,11 +64,10 @@ async def test_rejections(service: Service, caplog: pytest.LogCaptureFixture) ->
     await until(lambda: service.requests == CONNECTIONS)
     silent = [await Client.connect(service.url) for _ in range(20)]
     for client in silent[:2]:
-        assert (await client.reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 503 ")
+        await asyncio.sleep(LINGER_SECONDS / 10)
         client.writer.write(b"GET /test HTTP/1.1\r\n\r\n")
-        assert b"Too many" in await client.reader.read()
-        await client.disconnect()
-    for client in silent[2:]:
+        await asyncio.sleep(LINGER_SECONDS / 10)
+    for client in silent:
         await rejected(client)
     lingering = await Client.connect(service.url)
     began = asyncio.get_running_loop().time()

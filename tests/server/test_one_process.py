@@ -23,7 +23,8 @@ from handler.server.one_process import (
 from tests.support.server import LIMIT, ROOT
 
 CLAIM = """
-import asyncio, sys
+import asyncio, logging, sys
+logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(message)s")
 from handler.server.one_process import claim, hand_over
 addresses = {("test", int(sys.argv[1]))}
 try:
@@ -61,7 +62,7 @@ def test_one_process() -> None:
     """An address is one process's until that exits; one that handed it over is waited for."""
     with process() as first:
         assert say(first) == "claimed"
-        with process() as second:
+        with process(10 * LIMIT) as second:
             _, error = second.communicate(timeout=LIMIT)
             assert f"another process already serves test:{PORT}, and two would" in error
         assert first.stdin
@@ -70,7 +71,8 @@ def test_one_process() -> None:
         assert say(first) == "handed over"
         with process() as impatient:
             assert "another process" in impatient.communicate(timeout=LIMIT)[1]
-        with process(LIMIT) as successor:
+        with process(10 * LIMIT) as successor:
+            assert say(successor) == f"Waiting for the process that served test:{PORT} to exit."
             first.kill()
             assert say(successor) == "claimed"
             with process() as third:
