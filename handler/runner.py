@@ -15,6 +15,7 @@ from queue import SimpleQueue
 from threading import Thread
 
 Work = Callable[[float], object]
+Outcome = Future[tuple[object, BaseException | None]]
 
 
 class WorkFailed(Exception):
@@ -56,21 +57,22 @@ class Runner:
             # Executors' threads, when they hang, keep the process from exiting.
             self._thread = Thread(target=_serve, args=[self._calls], name="work", daemon=True)
             self._thread.start()
-        done: Future[object] = Future()
-        done.set_running_or_notify_cancel()
-        self._calls.put(partial(copy_context().run, self._call, seconds, done))
-        return await asyncio.wrap_future(done)
+        outcome: Outcome = Future()
+        outcome.set_running_or_notify_cancel()
+        self._calls.put(partial(copy_context().run, self._call, seconds, outcome))
+        value, error = await asyncio.wrap_future(outcome)
+        if error is None:
+            return value
+        if isinstance(error, Exception) and not isinstance(error, StopIteration):
+            raise error
+        raise WorkFailed(repr(error)) from error
 
-    def _call(self, seconds: float, done: Future[object]) -> None:
+    def _call(self, seconds: float, outcome: Outcome) -> None:
+        # A future's own exception cannot be every one, and Python 3.11 replaces a TimeoutError.
         try:
-            done.set_result(self._work(seconds))
+            outcome.set_result((self._work(seconds), None))
         except BaseException as error:
-            if isinstance(error, Exception) and not isinstance(error, StopIteration):
-                done.set_exception(error)
-            else:
-                failed = WorkFailed(repr(error))
-                failed.__cause__ = error
-                done.set_exception(failed)
+            outcome.set_result((None, error))
 
 
 def _serve(calls: "SimpleQueue[Callable[[], None] | None]") -> None:

@@ -134,7 +134,6 @@ def test_inherited_addresses(tmp_path: Path) -> None:
         socket.create_server(("127.0.0.1", 0)) as listening,
         socket.socket() as bound,
         socket.socket(socket.AF_UNIX) as unix,
-        socket.create_server(("::1", 0), family=socket.AF_INET6) as six,
         socket.create_connection(listening.getsockname()),
         listening.accept()[0],
         socket.socket(),
@@ -148,7 +147,6 @@ def test_inherited_addresses(tmp_path: Path) -> None:
         assert found == {
             listening.getsockname(),
             bound.getsockname(),
-            six.getsockname()[:2],
             path,
         }
 
