@@ -164,7 +164,7 @@ class Draining:
         signal.signal(signal.SIGTERM, self._stop)
 
     async def _main_loop(self) -> None:
-        if self._acceptor:
+        if self._acceptor:  # pragma: no branch - not on Windows
             self._acceptor.start()
         main_loop, _ = self._uvicorn
         await main_loop()

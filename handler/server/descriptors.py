@@ -18,7 +18,7 @@ from starlette.responses import Response
 
 from handler.settings import InvalidSetting
 
-if sys.platform != "win32":  # whose sockets are no file descriptors
+if sys.platform != "win32":  # pragma: no branch - its sockets are no file descriptors
     import resource
 
 OPEN_FILES = 10240
@@ -166,8 +166,8 @@ class Acceptor:
         ssl = self._server.config.ssl
         try:
             await self._loop.connect_accepted_socket(lambda: protocol, client, ssl=ssl)
-        except OSError:
-            pass  # the client disconnected meanwhile, or did not speak TLS
+        except OSError:  # the client disconnected meanwhile, or did not speak TLS
+            client.close()
         finally:
             del self._opening[protocol]
 

@@ -28,12 +28,13 @@ def is_command_line() -> bool:
 def exit_after(seconds: float) -> None:
     """Exit with status 0 after `seconds`, if this process is still there."""
     if is_command_line():
-        timer = Timer(seconds, _exit)
+        timer = Timer(seconds, end_process)
         timer.daemon = True
         timer.start()
 
 
-def _exit() -> None:
+def end_process() -> None:
+    """Exit with status 0, with what was logged and printed, and without the child processes."""
     try:
         for child in multiprocessing.active_children():
             child.kill()

@@ -5,6 +5,7 @@ import json
 import os
 import resource
 import socket
+import struct
 import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager, suppress
@@ -82,6 +83,32 @@ async def test_rejections(service: Service, caplog: pytest.LogCaptureFixture) ->
     assert caplog.text.count("Too many connections: rejecting those beyond 5 (") == 1
 
 
+@pytest.mark.virtual_time
+async def test_clients_that_disconnect_at_once(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Clients that are gone before they are accepted, or rejected, disturb nobody."""
+    service.may_end.clear()
+    served = [await Client.get(service.url) for _ in range(CONNECTIONS)]
+    await until(lambda: service.requests == CONNECTIONS)
+    for client in connect(service, 3):
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        client.close()
+    await rejected(await Client.get(service.url))
+    service.may_end.set()
+    assert [(await client.response()).status for client in served] == [200] * CONNECTIONS
+
+    async def fail(*args: object, **kwargs: object) -> None:
+        raise ConnectionResetError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(asyncio.get_running_loop(), "connect_accepted_socket", fail)
+        gone = await Client.get(service.url)
+        assert await gone.reader.read() == b""
+        await gone.disconnect()
+    assert (await (await Client.get(service.url)).response()).status == 200
+
+
 @contextmanager
 def no_descriptor_left() -> Iterator[list[int]]:
     """Leave no file descriptor to this process; yields those that fill the gaps."""
@@ -137,6 +164,17 @@ async def test_no_descriptor_left_at_all(service: Service) -> None:
         await asyncio.sleep(1)
     assert (await loop.sock_recv(client, 99)).startswith(b"HTTP/1.1 200 ")
     client.close()
+
+
+@pytest.mark.virtual_time
+async def test_shutdown_without_descriptors() -> None:
+    """A server that pauses when it shuts down does not listen again."""
+    async with serving() as service:
+        [client] = connect(service, 1)
+        acceptor: Any = service.server.servers[-1]
+        [listener] = acceptor.sockets
+        client.close()
+    acceptor._listen(listener)
 
 
 def limited(soft: int, hard: int, *command: str) -> tuple[str, ...]:

@@ -1,15 +1,18 @@
 """The end of the process."""
 
+import logging
+import multiprocessing
 import os
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 import httpx
 import pytest
 
-from handler.server.exit import is_command_line
-from tests.support.server import UVICORN, run, serve
+from handler.server.exit import end_process, exit_after, is_command_line
+from tests.support.server import LIMIT, UVICORN, run, serve
 
 
 @pytest.mark.parametrize(
@@ -31,6 +34,39 @@ def test_is_command_line(command: str, is_ours: bool, monkeypatch: pytest.Monkey
     """uvicorn's command line and `python -m handler` are ended, no program that embeds them."""
     monkeypatch.setattr(sys, "argv", [command])
     assert is_command_line() == is_ours
+
+
+class Child:
+    def __init__(self, events: list[str]) -> None:
+        self.kill = lambda: events.append("killed")
+
+
+def test_exit_after(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After its time the process kills its children, writes what it has to write, and exits."""
+    events: list[str] = []
+    exited = threading.Event()
+
+    def leave(status: int) -> None:
+        events.append(f"exited with {status}")
+        exited.set()
+
+    monkeypatch.setattr(sys, "argv", ["uvicorn"])
+    monkeypatch.setattr(os, "_exit", leave)
+    monkeypatch.setattr(logging, "shutdown", lambda: events.append("flushed"))
+    monkeypatch.setattr(multiprocessing, "active_children", lambda: [Child(events)])
+    exit_after(0)
+    assert exited.wait(LIMIT)
+    assert events == ["killed", "flushed", "exited with 0"]
+
+
+def test_exit_after_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process exits, too, where its children cannot be told."""
+    statuses: list[int] = []
+    monkeypatch.setattr(os, "_exit", statuses.append)
+    monkeypatch.setattr(multiprocessing, "active_children", lambda: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        end_process()
+    assert statuses == [0]
 
 
 def shut_down(app: str) -> tuple[int, httpx.Response | None, list[str]]:

@@ -48,8 +48,9 @@ def process(seconds: float = 0) -> Iterator["subprocess.Popen[str]"]:
     with subprocess.Popen(command, cwd=ROOT, text=True, **pipes) as started:  # type: ignore[call-overload]
         try:
             yield started
-        finally:
+        except BaseException:
             started.kill()
+            raise
 
 
 def say(process: "subprocess.Popen[str]") -> str:
@@ -151,12 +152,14 @@ def test_inherited_addresses(tmp_path: Path) -> None:
         }
 
 
-@pytest.mark.parametrize("name", ["listdir", "getpeername"])
+@pytest.mark.parametrize("name", ["listdir", "socket", "getpeername"])
 def test_sockets_that_cannot_be_told(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Sockets that cannot be listed or examined are an error: they may be another process's."""
     with socket.create_server(("127.0.0.1", 0)):
         if name == "listdir":
             monkeypatch.setattr(os, "listdir", raiser(FileNotFoundError("/dev/fd")))
+        elif name == "socket":
+            monkeypatch.setattr(socket, "socket", raiser(PermissionError()))
         else:
             monkeypatch.setattr(socket.socket, "getpeername", raiser(PermissionError()))
         with pytest.raises((FileNotFoundError, PermissionError)):
