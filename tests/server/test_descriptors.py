@@ -84,6 +84,16 @@ async def test_rejections(service: Service, caplog: pytest.LogCaptureFixture) ->
 
 
 @pytest.mark.virtual_time
+async def test_a_few_at_once(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of clients that come at once some are accepted in an iteration, and in the end all."""
+    monkeypatch.setattr("handler.server.descriptors.ACCEPTED_AT_ONCE", 2)
+    clients = connect(service, CONNECTIONS)
+    await service.connections(CONNECTIONS)
+    for client in clients:
+        client.close()
+
+
+@pytest.mark.virtual_time
 async def test_clients_that_disconnect_at_once(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
