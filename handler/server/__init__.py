@@ -106,7 +106,8 @@ async def claim_addresses(server: Any, settings: Settings) -> set[Address]:
     else:
         addresses = inherited_addresses() or configured
         hint = "; or do not pass another service's socket on to this process"
-    await claim(addresses, settings.work_seconds + HANG_SECONDS, hint)
+    seconds = settings.work_seconds + HANG_SECONDS + 3 * LEFTOVER_SECONDS
+    await claim(addresses, seconds, hint)
     return addresses
 
 
