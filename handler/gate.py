@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from math import inf
 
-SIMULTANEOUS = 0.26
+SIMULTANEOUS_SECONDS = 0.26
 """Requests that arrive within this many seconds of each other get an exact step.
 
 It is a quarter of a turn, if that is less: clients in a loop come a turn apart, and are not held to
@@ -86,7 +86,7 @@ class Gate:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._seconds = seconds
-        self._simultaneous = min(SIMULTANEOUS, seconds / 4)
+        self._simultaneous = min(SIMULTANEOUS_SECONDS, seconds / 4)
         self._max_waiting = max_waiting
         self._max_wait_seconds = inf if max_wait_seconds is None else max_wait_seconds
         self._clock = clock
@@ -153,9 +153,9 @@ class Gate:
 
     async def _wait(self, gone: asyncio.Future[None], deadline: float) -> None:
         # The lock is fair, and wakes the next waiter when one that it just woke is cancelled.
-        patience = None if deadline == inf else deadline - self._clock()
+        timeout = None if deadline == inf else deadline - self._clock()
         try:
-            async with asyncio.timeout(patience) as waiter:
+            async with asyncio.timeout(timeout) as waiter:
                 self._waiters.add(waiter)
                 gone.add_done_callback(lambda _: self._stop_waiting(waiter))
                 try:
@@ -184,9 +184,9 @@ class Gate:
             earlier = last.elapsed
         while True:
             now = self._clock()
-            short = max(seconds - (now - turn.began), seconds - (now - turn.arrived - earlier))
-            if short <= 0:
+            remaining = max(seconds - (now - turn.began), seconds - (now - turn.arrived - earlier))
+            if remaining <= 0:
                 break
-            await asyncio.sleep(short)
+            await asyncio.sleep(remaining)
         turn.ended = now
         self._last = turn

@@ -33,7 +33,7 @@ def connected() -> asyncio.Future[None]:
     return asyncio.get_running_loop().create_future()
 
 
-class Rig:
+class Harness:
     """A gate of `SECONDS` on the running loop's clock, and what its clients did."""
 
     def __init__(
@@ -80,18 +80,18 @@ async def fails() -> None:
 
 async def test_order_of_arrival() -> None:
     """Clients are served one at a time, in order of arrival."""
-    rig = Rig()
+    harness = Harness()
     names = [f"client {n}" for n in range(20)]
-    await asyncio.gather(*map(rig.arrive, names))
-    assert rig.served == names
+    await asyncio.gather(*map(harness.arrive, names))
+    assert harness.served == names
 
 
 async def test_elapsed_includes_the_wait() -> None:
     """A request's `elapsed` begins on its arrival: it includes the wait and the work."""
-    rig = Rig()
-    first = rig.arrive("first")
+    harness = Harness()
+    first = harness.arrive("first")
     await asyncio.sleep(1)
-    second = rig.arrive("second")
+    second = harness.arrive("second")
     turn = await second
     assert (await first).elapsed == pytest.approx(3, abs=SOON)
     assert turn.began - turn.arrived == pytest.approx(2, abs=SOON)
@@ -99,58 +99,58 @@ async def test_elapsed_includes_the_wait() -> None:
     assert turn.elapsed == pytest.approx(5, abs=SOON)
 
 
-async def test_a_turn_lasts() -> None:
+async def test_turn_has_minimum_duration() -> None:
     """A turn whose work is done too early still takes its full time, and keeps others out."""
-    rig = Rig()
-    first = rig.arrive("first", work=lambda: asyncio.sleep(2.9))
-    second = rig.arrive("second")
+    harness = Harness()
+    first = harness.arrive("first", work=lambda: asyncio.sleep(2.9))
+    second = harness.arrive("second")
     assert (await first).elapsed >= SECONDS
     assert (await second).began >= (await first).ended
 
 
 async def test_full() -> None:
     """A client beyond the limit is rejected immediately; those in the queue keep their slots."""
-    rig = Rig(max_waiting=2)
-    clients = [rig.arrive(name) for name in "abcd"]
+    harness = Harness(max_waiting=2)
+    clients = [harness.arrive(name) for name in "abcd"]
     with pytest.raises(QueueFull):
         await clients.pop()
-    assert rig.clock() < SOON
-    assert rig.gate.waiting == 2
+    assert harness.clock() < SOON
+    assert harness.gate.waiting == 2
     await asyncio.gather(*clients)
-    assert rig.served == ["a", "b", "c"]
+    assert harness.served == ["a", "b", "c"]
 
 
 async def test_full_without_a_queue() -> None:
     """With a queue of no slots, one client is served and the next is rejected immediately."""
-    rig = Rig(max_waiting=0)
-    inside, rejected = rig.arrive("inside"), rig.arrive("rejected")
+    harness = Harness(max_waiting=0)
+    inside, rejected = harness.arrive("inside"), harness.arrive("rejected")
     with pytest.raises(QueueFull):
         await rejected
     await inside
-    await rig.arrive("later")
-    assert rig.served == ["inside", "later"]
+    await harness.arrive("later")
+    assert harness.served == ["inside", "later"]
 
 
 @pytest.mark.parametrize("index", range(1, 4), ids=["first", "middle", "last"])
 async def test_cancel_while_waiting(index: int) -> None:
     """A waiting client that is cancelled frees its slot immediately, and no one waits for it."""
-    rig = Rig(max_waiting=3)
-    clients = [rig.arrive(name) for name in "abcd"]
+    harness = Harness(max_waiting=3)
+    clients = [harness.arrive(name) for name in "abcd"]
     await asyncio.sleep(1)
     clients[index].cancel()
     await asyncio.wait([clients.pop(index)])
-    assert rig.clock() == pytest.approx(1, abs=SOON)
-    assert rig.gate.waiting == 2
+    assert harness.clock() == pytest.approx(1, abs=SOON)
+    assert harness.gate.waiting == 2
     await asyncio.gather(*clients)
-    assert rig.clock() == pytest.approx(3 * SECONDS, abs=SOON)
+    assert harness.clock() == pytest.approx(3 * SECONDS, abs=SOON)
 
 
 @pytest.mark.parametrize("at", [1, 2.95], ids=["working", "held"])
 async def test_cancel_inside(at: float) -> None:
     """A client that is cancelled inside, at work or held for the exact step, frees the gate."""
-    rig = Rig()
-    inside = rig.arrive("inside", work=lambda: asyncio.sleep(2.9))
-    after = rig.arrive("after")
+    harness = Harness()
+    inside = harness.arrive("inside", work=lambda: asyncio.sleep(2.9))
+    after = harness.arrive("after")
     await asyncio.sleep(at)
     inside.cancel()
     turn = await after
@@ -174,10 +174,10 @@ def test_disconnect_at_every_iteration(name: str, how: str) -> None:
 
     async def main(iterations: int) -> bool:
         """Disconnect the client after `iterations` of the loop; return whether it was in time."""
-        rig = Rig(seconds=20 * TICK)
+        harness = Harness(seconds=20 * TICK)
         gone = connected()
         clients = {
-            other: rig.arrive(other, gone=gone if other == name else None)
+            other: harness.arrive(other, gone=gone if other == name else None)
             for other in ("inside", "first in queue", "last in queue")
         }
         disconnect = clients[name].cancel if how == "cancelled" else partial(gone.set_result, None)
@@ -186,8 +186,8 @@ def test_disconnect_at_every_iteration(name: str, how: str) -> None:
         disconnected = clients[name].cancelled() or isinstance(
             clients[name].exception(), ClientDisconnected
         )
-        assert rig.served == [other for other in clients if other != name or not disconnected]
-        assert repr(rig.gate) == "<Gate open, none inside, 0 of 1000 waiting>"
+        assert harness.served == [other for other in clients if other != name or not disconnected]
+        assert repr(harness.gate) == "<Gate open, none inside, 0 of 1000 waiting>"
         assert asyncio.all_tasks() == {asyncio.current_task()}
         return disconnected
 
@@ -206,31 +206,31 @@ def test_close_at_every_iteration(times: int) -> None:
 
     async def main(iterations: int) -> bool:
         """Close the gate after `iterations` of the loop; return whether that was in time."""
-        rig = Rig(seconds=20 * TICK)
+        harness = Harness(seconds=20 * TICK)
         begun: list[str] = []
         begun_when_closed: list[list[str]] = []
 
         async def work(name: str) -> None:
             begun.append(name)
-            await asyncio.sleep(rig.seconds)
+            await asyncio.sleep(harness.seconds)
 
-        clients = [rig.arrive(name, partial(work, name)) for name in "abc"]
+        clients = [harness.arrive(name, partial(work, name)) for name in "abc"]
 
         def close() -> None:
             begun_when_closed.append(begun.copy())
-            rig.gate.close()
+            harness.gate.close()
 
         for again in range(times):
             after_iterations(iterations + again, close)
         await asyncio.wait(clients)
-        assert not rig.errors
+        assert not harness.errors
         rejected = [isinstance(client.exception(), GateClosed) for client in clients]
         assert rejected == sorted(rejected)
-        assert rig.served == begun_when_closed[0]
-        assert len(rig.served) == rejected.count(False)
+        assert harness.served == begun_when_closed[0]
+        assert len(harness.served) == rejected.count(False)
         with pytest.raises(GateClosed):
-            await rig.arrive("late")
-        assert repr(rig.gate) == "<Gate closed, none inside, 0 of 1000 waiting>"
+            await harness.arrive("late")
+        assert repr(harness.gate) == "<Gate closed, none inside, 0 of 1000 waiting>"
         return any(rejected)
 
     iterations = 0
@@ -241,9 +241,9 @@ def test_close_at_every_iteration(times: int) -> None:
 
 async def test_disconnect_inside() -> None:
     """The turn of a client that disconnects inside is completed."""
-    rig = Rig()
+    harness = Harness()
     gone = connected()
-    inside = rig.arrive("inside", gone=gone)
+    inside = harness.arrive("inside", gone=gone)
     await asyncio.sleep(1)
     gone.set_result(None)
     assert (await inside).elapsed >= SECONDS
@@ -252,23 +252,23 @@ async def test_disconnect_inside() -> None:
 @pytest.mark.parametrize("iterations", range(5))
 async def test_disconnect_as_the_gate_closes(iterations: int) -> None:
     """A client that disconnects as the gate closes gets one error, as do those that wait."""
-    rig = Rig()
+    harness = Harness()
     gone = connected()
-    inside, disconnecting = (rig.arrive(name, gone=gone) for name in "ab")
-    waiting = [rig.arrive(name) for name in "cd"]
+    inside, disconnecting = (harness.arrive(name, gone=gone) for name in "ab")
+    waiting = [harness.arrive(name) for name in "cd"]
     await asyncio.sleep(1)
     gone.set_result(None)
-    after_iterations(iterations, rig.gate.close)
+    after_iterations(iterations, harness.gate.close)
     await asyncio.wait([inside, disconnecting, *waiting])
     assert isinstance(disconnecting.exception(), GateClosed | ClientDisconnected)
     assert [type(client.exception()) for client in waiting] == [GateClosed] * 2
-    assert (rig.served, rig.errors) == (["a"], [])
+    assert (harness.served, harness.errors) == (["a"], [])
 
 
 async def test_failure_inside() -> None:
     """A body that raises frees the gate immediately, and its error is raised unchanged."""
-    rig = Rig()
-    failed, after = rig.arrive("failed", work=fails), rig.arrive("after")
+    harness = Harness()
+    failed, after = harness.arrive("failed", work=fails), harness.arrive("after")
     with pytest.raises(ZeroDivisionError):
         await failed
     turn = await after
@@ -278,12 +278,12 @@ async def test_failure_inside() -> None:
 
 async def test_failure_between_two_responses() -> None:
     """A failed turn has no `elapsed`: the step is from the turn before it to the next."""
-    rig = Rig()
-    first = rig.arrive("first")
+    harness = Harness()
+    first = harness.arrive("first")
     await asyncio.sleep(0.1)
-    failed = rig.arrive("failed", work=fails)
+    failed = harness.arrive("failed", work=fails)
     await asyncio.sleep(0.1)
-    last = rig.arrive("last")
+    last = harness.arrive("last")
     await asyncio.wait([failed])
     assert not is_short((await first).elapsed, (await last).elapsed, SECONDS)
 
@@ -293,42 +293,42 @@ async def test_close() -> None:
 
     A closed gate does not count as full.
     """
-    rig = Rig(max_waiting=2)
-    inside, *waiting = [rig.arrive(name) for name in "abc"]
+    harness = Harness(max_waiting=2)
+    inside, *waiting = [harness.arrive(name) for name in "abc"]
     await asyncio.sleep(1)
-    rig.gate.close()
-    rig.gate.close()
-    assert not rig.gate.full
-    rejections = await asyncio.gather(*waiting, rig.arrive("late"), return_exceptions=True)
+    harness.gate.close()
+    harness.gate.close()
+    assert not harness.gate.full
+    rejections = await asyncio.gather(*waiting, harness.arrive("late"), return_exceptions=True)
     assert [type(rejection) for rejection in rejections] == [GateClosed] * 3
-    assert rig.clock() == pytest.approx(1, abs=SOON)
+    assert harness.clock() == pytest.approx(1, abs=SOON)
     assert (await inside).elapsed >= SECONDS
 
 
 async def test_late() -> None:
     """A client whose turn does not begin in time is rejected at that time, and its slot is free."""
-    rig = Rig(max_waiting=2, max_wait_seconds=4)
-    served, in_time, late = (rig.arrive(name) for name in "abc")
+    harness = Harness(max_waiting=2, max_wait_seconds=4)
+    served, in_time, late = (harness.arrive(name) for name in "abc")
     with pytest.raises(WaitTimeout):
         await late
-    assert rig.clock() == pytest.approx(4, abs=SOON)
-    assert rig.gate.waiting == 0
+    assert harness.clock() == pytest.approx(4, abs=SOON)
+    assert harness.gate.waiting == 0
     assert (await in_time).began == pytest.approx((await served).ended, abs=SOON)
 
 
 async def test_late_on_arrival() -> None:
     """A client that arrives too late at a free gate is rejected immediately; no work is done."""
-    rig = Rig(max_wait_seconds=4)
+    harness = Harness(max_wait_seconds=4)
     with pytest.raises(WaitTimeout):
-        await rig.arrive("late", ago=4.001)
-    assert rig.clock() < SOON
-    assert (await rig.arrive("in time", ago=3.999)).elapsed == pytest.approx(6.999, abs=SOON)
-    assert rig.served == ["in time"]
+        await harness.arrive("late", ago=4.001)
+    assert harness.clock() < SOON
+    assert (await harness.arrive("in time", ago=3.999)).elapsed == pytest.approx(6.999, abs=SOON)
+    assert harness.served == ["in time"]
 
 
 async def test_late_since_the_loop_was_blocked() -> None:
     """A client whose turn would begin too late because the loop was blocked is rejected, too."""
-    rig = Rig(max_wait_seconds=4)
+    harness = Harness(max_wait_seconds=4)
     loop = asyncio.get_running_loop()
     assert isinstance(loop, VirtualTimeLoop)
 
@@ -336,34 +336,38 @@ async def test_late_since_the_loop_was_blocked() -> None:
         await asyncio.sleep(1)
         loop.jump(5)
 
-    inside, late = rig.arrive("inside", work=block), rig.arrive("late")
+    inside, late = harness.arrive("inside", work=block), harness.arrive("late")
     with pytest.raises(WaitTimeout):
         await late
     await inside
-    assert rig.served == ["inside"]
+    assert harness.served == ["inside"]
 
 
 @pytest.mark.parametrize("iterations", range(6))
 async def test_disconnect_when_late(iterations: int) -> None:
     """A client that disconnects, or is rejected, just as it becomes late ends with one error."""
-    rig = Rig(max_wait_seconds=1)
+    harness = Harness(max_wait_seconds=1)
     gone = connected()
-    inside, disconnecting, waiting = rig.arrive("a"), rig.arrive("b", gone=gone), rig.arrive("c")
+    inside, disconnecting, waiting = (
+        harness.arrive("a"),
+        harness.arrive("b", gone=gone),
+        harness.arrive("c"),
+    )
     await asyncio.sleep(1 - 3 * TICK)
     after_iterations(iterations, partial(gone.set_result, None))
-    after_iterations(iterations, rig.gate.close)
+    after_iterations(iterations, harness.gate.close)
     await asyncio.wait([inside, disconnecting, waiting])
     assert isinstance(disconnecting.exception(), ClientDisconnected | GateClosed | WaitTimeout)
     assert isinstance(waiting.exception(), GateClosed | WaitTimeout)
-    assert (rig.served, rig.errors, rig.gate.waiting) == (["a"], [], 0)
+    assert (harness.served, harness.errors, harness.gate.waiting) == (["a"], [], 0)
 
 
 async def test_cancel_after_close() -> None:
     """A turn that is cancelled after the gate was closed ends as the rejected requests did."""
-    rig = Rig()
-    inside = rig.arrive("inside", work=asyncio.Event().wait)
+    harness = Harness()
+    inside = harness.arrive("inside", work=asyncio.Event().wait)
     await asyncio.sleep(1)
-    rig.gate.close()
+    harness.gate.close()
     await asyncio.sleep(1)
     inside.cancel()
     with pytest.raises(GateClosed):
@@ -372,23 +376,23 @@ async def test_cancel_after_close() -> None:
 
 async def test_repr() -> None:
     """The repr shows the state, whether a request is inside and how many wait."""
-    rig = Rig(max_waiting=5)
-    assert repr(rig.gate) == "<Gate open, none inside, 0 of 5 waiting>"
-    clients = [rig.arrive(name) for name in "abc"]
+    harness = Harness(max_waiting=5)
+    assert repr(harness.gate) == "<Gate open, none inside, 0 of 5 waiting>"
+    clients = [harness.arrive(name) for name in "abc"]
     await asyncio.sleep(0)
-    assert repr(rig.gate) == "<Gate open, one inside, 2 of 5 waiting>"
-    rig.gate.close()
+    assert repr(harness.gate) == "<Gate open, one inside, 2 of 5 waiting>"
+    harness.gate.close()
     await asyncio.gather(*clients, return_exceptions=True)
-    assert repr(rig.gate) == "<Gate closed, none inside, 0 of 5 waiting>"
+    assert repr(harness.gate) == "<Gate closed, none inside, 0 of 5 waiting>"
 
 
 async def test_an_incomplete_turn_has_no_elapsed() -> None:
     """A turn that is running, or has failed, has no `elapsed`."""
-    rig = Rig()
+    harness = Harness()
     turns: list[Turn] = []
 
     async def fail() -> None:
-        async with rig.gate.turn(rig.clock(), connected()) as turn:
+        async with harness.gate.turn(harness.clock(), connected()) as turn:
             turns.append(turn)
             assert not hasattr(turn, "elapsed")
             raise ZeroDivisionError
@@ -402,23 +406,23 @@ async def test_an_incomplete_turn_has_no_elapsed() -> None:
 @pytest.mark.parametrize("clients", [1, 8])
 async def test_clients_in_a_loop(clients: int, seconds: float) -> None:
     """If clients send again after each response, each turn takes as long as its work, no longer."""
-    rig = Rig(seconds=seconds)
+    harness = Harness(seconds=seconds)
 
     async def loop() -> None:
         for _ in range(5):
-            await rig.arrive("client")
+            await harness.arrive("client")
 
     await asyncio.gather(*(loop() for _ in range(clients)))
-    assert rig.clock() == pytest.approx(5 * clients * seconds, rel=0.02)
+    assert harness.clock() == pytest.approx(5 * clients * seconds, rel=0.02)
 
 
 @pytest.mark.parametrize(("seconds", "later"), [(SECONDS, 0.3), (0.1, 0.03)])
 async def test_later_requests_are_not_held(seconds: float, later: float) -> None:
     """The turn of a request that is not simultaneous with the one before ends with its work."""
-    rig = Rig(seconds=seconds)
-    rig.arrive("first")
+    harness = Harness(seconds=seconds)
+    harness.arrive("first")
     await asyncio.sleep(later)
-    turn = await rig.arrive("later")
+    turn = await harness.arrive("later")
     assert turn.ended - turn.began == pytest.approx(seconds, abs=SOON)
 
 

@@ -70,7 +70,7 @@ async def crowd(server: Server, n: int, seconds: float) -> list[tuple[float, Res
     return responses
 
 
-async def test_a_crowd(scale: int) -> None:
+async def test_crowd(scale: int) -> None:
     """When half of a crowd disconnects, the rest are served as promised, and nothing leaks."""
     n, seconds = 200 * scale, 0.005
     settings = {

@@ -8,7 +8,7 @@ import pytest
 from samtranslator.model import apigateway
 
 from handler.app import create_app
-from handler.gate import SIMULTANEOUS
+from handler.gate import SIMULTANEOUS_SECONDS
 from handler.settings import Settings
 from tests.aws import template
 from tests.support.entry_points import lambda_entry, timestamped_by_gateway
@@ -58,7 +58,7 @@ def test_one_at_a_time(function: dict[str, Any]) -> None:
 def test_timeout(function: dict[str, Any]) -> None:
     """The longest allowed turn ends before Lambda's timeout, with 3 s to spare for the start."""
     longest = max(map(int, template.source()["Parameters"]["WorkSeconds"]["AllowedValues"]))
-    assert function["Timeout"] >= longest + SIMULTANEOUS + 3
+    assert function["Timeout"] >= longest + SIMULTANEOUS_SECONDS + 3
 
 
 def test_settings(function: dict[str, Any]) -> None:

@@ -193,7 +193,7 @@ def limited(soft: int, hard: int, *command: str) -> tuple[str, ...]:
 
 
 @pytest.mark.parametrize("command", [SLEEPING["python -m"], SLEEPING["uvloop"]])
-async def test_a_crowd_at_a_low_limit(command: tuple[str, ...]) -> None:
+async def test_crowd_at_a_low_limit(command: tuple[str, ...]) -> None:
     """At the limit on open files, all further clients get a 503, and the log has one line."""
     settings = {"WORK_SECONDS": "0.5", "MAX_WAITING": "100", "PORT": "0"}
     with serve(*limited(100, 124, *command), **settings) as server:
