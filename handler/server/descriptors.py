@@ -36,6 +36,9 @@ IDLE_SECONDS = 0.5
 LINGER_SECONDS = 1.0
 """How long a rejected client has to send its request, and then to read the response."""
 
+HANDSHAKE_SECONDS = 10
+"""Maximum seconds for a TLS handshake, in place of asyncio's 60."""
+
 PAUSE_SECONDS = 0.1
 """Seconds without accepting, when the work has taken every descriptor."""
 
@@ -164,8 +167,11 @@ class Acceptor:
 
     async def _open(self, protocol: asyncio.Protocol, client: socket.socket) -> None:
         ssl = self._server.config.ssl
+        timeout = HANDSHAKE_SECONDS if ssl else None
         try:
-            await self._loop.connect_accepted_socket(lambda: protocol, client, ssl=ssl)
+            await self._loop.connect_accepted_socket(
+                lambda: protocol, client, ssl=ssl, ssl_handshake_timeout=timeout
+            )
         except OSError:  # the client disconnected meanwhile, or did not speak TLS
             client.close()
         finally:
