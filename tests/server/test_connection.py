@@ -251,7 +251,9 @@ async def test_a_long_response(request_: bytes, service: Service) -> None:
         received = 0
         while received < len(service.body):
             await asyncio.sleep(0.5)
-            received += len(await loop.sock_recv(slow, 2**18))
+            piece = await loop.sock_recv(slow, 2**18)
+            assert piece, "cut off"
+            received += len(piece)
         assert now() - began > 2 * HEAD_SECONDS
         await service.connections(0)
 

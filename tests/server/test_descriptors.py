@@ -19,7 +19,7 @@ import handler.server
 from handler.server.descriptors import IDLE_SECONDS, LINGER_SECONDS, connection_limit
 from handler.settings import InvalidSetting
 from tests.support.clients import Client, until
-from tests.support.server import PYTHON_M, SLEEPING, UVICORN, run, serve
+from tests.support.server import LIMIT, PYTHON_M, SLEEPING, UVICORN, run, serve
 from tests.support.service import Service, serving
 
 CONNECTIONS = 5
@@ -149,14 +149,19 @@ def connect(service: Service, n: int) -> list[socket.socket]:
     return clients
 
 
+async def first_bytes(client: socket.socket) -> bytes:
+    """Return the beginning of the response that a client gets."""
+    async with asyncio.timeout(LIMIT):
+        return await asyncio.get_running_loop().sock_recv(client, 13)
+
+
 @pytest.mark.virtual_time
 async def test_no_descriptor_left(service: Service) -> None:
     """If the work has taken every descriptor, clients are rejected; later ones are served."""
-    loop = asyncio.get_running_loop()
     clients = connect(service, 3)
     with no_descriptor_left():
         for client in clients:
-            assert (await loop.sock_recv(client, 99)).startswith(b"HTTP/1.1 503 ")
+            assert await first_bytes(client) == b"HTTP/1.1 503 "
             client.close()
     assert (await (await Client.get(service.url)).response()).status == 200
 
@@ -164,7 +169,6 @@ async def test_no_descriptor_left(service: Service) -> None:
 @pytest.mark.virtual_time
 async def test_no_descriptor_left_at_all(service: Service) -> None:
     """If the work has taken the spare one, too, clients wait until it has closed something."""
-    loop = asyncio.get_running_loop()
     [client] = connect(service, 1)
     acceptor: Any = service.server.servers[-1]
     with no_descriptor_left() as taken:
@@ -172,7 +176,7 @@ async def test_no_descriptor_left_at_all(service: Service) -> None:
         taken.append(os.open(os.devnull, os.O_RDONLY))
         acceptor._spare = -1
         await asyncio.sleep(1)
-    assert (await loop.sock_recv(client, 99)).startswith(b"HTTP/1.1 200 ")
+    assert await first_bytes(client) == b"HTTP/1.1 200 "
     client.close()
 
 
