@@ -127,6 +127,9 @@ class Acceptor:
             self._loop.remove_reader(listener)
             listener.close()
         self.sockets.clear()
+        with suppress(OSError):  # the work may have it
+            os.close(self._spare)
+        self._spare = -1
 
     async def wait_closed(self) -> None:
         """Return once the last rejected client had its time."""
