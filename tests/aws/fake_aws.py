@@ -33,7 +33,9 @@ from moto.core.config import DefaultConfig
 from moto.stepfunctions.responses import get_backend
 
 from handler.app import create_app
+from handler.runner import Work
 from handler.settings import Settings
+from handler.work import work
 from tests.aws import template
 
 REGION = "eu-central-1"
@@ -218,7 +220,9 @@ class Endpoint:
 
 
 @contextmanager
-def environment(work_seconds: float, max_wait_seconds: float | None = None) -> Iterator[Handle]:
+def environment(
+    work_seconds: float, max_wait_seconds: float | None = None, work: Work = work
+) -> Iterator[Handle]:
     """Start an execution environment of the real Lambda handler, in a thread of its own."""
 
     def start() -> Mangum:
@@ -226,7 +230,7 @@ def environment(work_seconds: float, max_wait_seconds: float | None = None) -> I
         settings = Settings(
             work_seconds=work_seconds, max_wait_seconds=max_wait_seconds, trust_request_start=True
         )
-        return Mangum(create_app(settings), lifespan="off")
+        return Mangum(create_app(settings, work), lifespan="off")
 
     def stop() -> None:
         asyncio.get_event_loop().close()

@@ -88,10 +88,10 @@ def test_hundreds_of_invocations() -> None:
         while "errorType" in invoke(rest_event({})).json():
             assert time.monotonic() < restarting + LIMIT  # the emulator, after a timeout
 
-        first = time.time() - 290
+        first = time.time() - 250
         for number in range(200):  # arrivals are a second apart: none is held to an exact step
             result = invoke(rest_event({"X-Request-Start": f"t={first + number}"})).json()
-            assert 90 - number < response(result).json()["elapsed"] < 300
+            assert response(result).json()["elapsed"] > 250 - number
 
 
 def test_without_the_right_python() -> None:
