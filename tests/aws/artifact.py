@@ -29,8 +29,13 @@ Invoke = Callable[[dict[str, Any]], httpx.Response]
 
 
 @contextmanager
-def environment(work_seconds: float, handler: str = "handler.main.handler") -> Iterator[Invoke]:
-    """Start an execution environment of the artifact, and yield a function that invokes it."""
+def environment(
+    work_seconds: float, handler: str = "handler.main.handler", timeout: float = LIMIT
+) -> Iterator[Invoke]:
+    """Start an execution environment of the artifact, and yield a function that invokes it.
+
+    An invocation that takes `timeout` seconds is ended, a cold start included.
+    """
     address = f"127.0.0.1:{free_port()}"
     process = subprocess.Popen(
         [
@@ -43,7 +48,7 @@ def environment(work_seconds: float, handler: str = "handler.main.handler") -> I
             "PATH": os.environ["PATH"],
             "PYTHONPATH": str(ROOT / "tests/aws"),
             "PYTHONDONTWRITEBYTECODE": "1",
-            "AWS_LAMBDA_FUNCTION_TIMEOUT": "2",
+            "AWS_LAMBDA_FUNCTION_TIMEOUT": f"{timeout:g}",
             "WORK_SECONDS": str(work_seconds),
             "TRUST_REQUEST_START": "true",
         },
@@ -52,7 +57,9 @@ def environment(work_seconds: float, handler: str = "handler.main.handler") -> I
     )
     patient = httpx.HTTPTransport(retries=6)
     try:
-        with httpx.Client(transport=patient, base_url=f"http://{address}", timeout=LIMIT) as client:
+        with httpx.Client(
+            transport=patient, base_url=f"http://{address}", timeout=2 * LIMIT
+        ) as client:
             yield lambda event: client.post(
                 "/2015-03-31/functions/function/invocations", json=event
             )

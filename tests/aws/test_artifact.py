@@ -75,23 +75,26 @@ def test_a_bad_event(event: dict[str, Any]) -> None:
 
 
 def test_hundreds_of_invocations() -> None:
-    """One environment serves hundreds of requests in a row, after a failure and a timeout."""
+    """One environment serves hundreds of requests in a row, after a failure."""
     with environment(0.001, "faulty_handler.handler") as invoke:
         failed = response(invoke(rest_event({"X-Fault": "fail"})).json())
         assert failed.status_code == 500
         assert failed.json() == {"detail": "Internal Server Error"}
 
-        timed_out = invoke(rest_event({"X-Fault": "hang"}))
-        assert timed_out.text == "Task timed out after 2.00 seconds"
-        restarting = time.monotonic()
-
-        while "errorType" in invoke(rest_event({})).json():
-            assert time.monotonic() < restarting + LIMIT  # the emulator, after a timeout
-
         first = time.time() - 250
         for number in range(200):  # arrivals are a second apart: none is held to an exact step
             result = invoke(rest_event({"X-Request-Start": f"t={first + number}"})).json()
             assert response(result).json()["elapsed"] > 250 - number
+
+
+def test_after_a_timeout() -> None:
+    """After Lambda has ended a request that takes too long, the next ones are served."""
+    with environment(0.001, "faulty_handler.handler", timeout=2) as invoke:
+        assert invoke(rest_event({"X-Fault": "hang"})).text == "Task timed out after 2.00 seconds"
+        timed_out = time.monotonic()
+        # The emulator is restarting, and on a busy machine that may time out, too.
+        while '"statusCode": 200' not in invoke(rest_event({})).text:
+            assert time.monotonic() < timed_out + LIMIT
 
 
 def test_without_the_right_python() -> None:
