@@ -76,7 +76,7 @@ def configured_addresses(config: Any) -> set[Address]:
         with socket.socket(fileno=os.dup(config.fd)) as given:
             return {_address(given)}
     if config.uds is not None:
-        return {os.path.abspath(config.uds)}
+        return {os.path.realpath(config.uds)}
     if config.port == 0:
         return set()
     found = socket.getaddrinfo(
@@ -117,7 +117,7 @@ def _address(bound: socket.socket) -> Address:
     name = bound.getsockname()
     if isinstance(name, tuple):
         return name[:2]
-    return os.path.abspath(name) if name and isinstance(name, str) else name
+    return os.path.realpath(name) if name and isinstance(name, str) else name
 
 
 def _is_connected(given: socket.socket) -> bool:

@@ -164,3 +164,14 @@ def test_sockets_that_cannot_be_told(name: str, monkeypatch: pytest.MonkeyPatch)
             monkeypatch.setattr(socket.socket, "getpeername", raiser(PermissionError()))
         with pytest.raises((FileNotFoundError, PermissionError)):
             inherited_addresses()
+
+
+def test_a_path_through_a_link(tmp_path: Path) -> None:
+    """A Unix socket has one address, whatever links lead to it."""
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to("folder")
+    addresses = {
+        name: configured_addresses(config(uds=str(tmp_path / name / "socket")))
+        for name in ("folder", "link")
+    }
+    assert addresses["link"] == addresses["folder"]
