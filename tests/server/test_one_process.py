@@ -168,10 +168,10 @@ def test_sockets_that_cannot_be_told(name: str, monkeypatch: pytest.MonkeyPatch)
 
 def test_a_path_through_a_link(tmp_path: Path) -> None:
     """A Unix socket has one address, whatever links lead to it."""
-    (tmp_path / "folder").mkdir()
-    (tmp_path / "link").symlink_to("folder")
-    addresses = {
-        name: configured_addresses(config(uds=str(tmp_path / name / "socket")))
-        for name in ("folder", "link")
-    }
-    assert addresses["link"] == addresses["folder"]
+    (tmp_path / "link").symlink_to(tmp_path)
+    path = str(tmp_path / "link/socket")
+    assert configured_addresses(config(uds=path)) == {f"{tmp_path}/socket"}
+    with socket.socket(socket.AF_UNIX) as unix:
+        unix.bind(path)
+        assert f"{tmp_path}/socket" in inherited_addresses()
+        assert configured_addresses(config(fd=unix.fileno())) == {f"{tmp_path}/socket"}
