@@ -35,7 +35,7 @@ from moto.stepfunctions.responses import get_backend
 from handler.app import create_app
 from handler.runner import Work
 from handler.settings import Settings
-from handler.work import work
+from handler.work import work as default_work
 from tests.aws import template
 
 REGION = "eu-central-1"
@@ -221,7 +221,7 @@ class Endpoint:
 
 @contextmanager
 def environment(
-    work_seconds: float, max_wait_seconds: float | None = None, work: Work = work
+    work_seconds: float, max_wait_seconds: float | None = None, work: Work = default_work
 ) -> Iterator[Handle]:
     """Start an execution environment of the real Lambda handler, in a thread of its own."""
 

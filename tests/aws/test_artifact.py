@@ -84,7 +84,7 @@ def test_hundreds_of_invocations() -> None:
         first = time.time() - 250
         for number in range(200):  # arrivals are a second apart: none is held to an exact step
             result = invoke(rest_event({"X-Request-Start": f"t={first + number}"})).json()
-            assert response(result).json()["elapsed"] > 250 - number
+            assert 250 - number < response(result).json()["elapsed"] < 300
 
 
 def test_after_a_timeout() -> None:
