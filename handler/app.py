@@ -165,7 +165,7 @@ def create_app(settings: Settings, work: Work = default_work) -> FastAPI:
         """Wait for all earlier requests, do the work and return how long both took.
 
         Of requests that arrive simultaneously, each `elapsed` exceeds the one before by at least
-        the duration of the work.
+        `WORK_SECONDS`, however long the work takes.
         """
         arrived = arrival(
             request.headers.get("x-request-start") if settings.trust_request_start else None
